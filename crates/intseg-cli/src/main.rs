@@ -1,0 +1,2 @@
+//! The `intseg` command.
+fn main() {}
