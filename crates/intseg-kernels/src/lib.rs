@@ -1,1 +1,41 @@
-//! intseg-kernels
+//! Integer kernels for convolutional networks.
+//!
+//! Every kernel exists once as a portable reference. Where time is spent there are AVX2 and AVX-512 VNNI versions,
+//! chosen through [`Isa`] at run time and held bit-equal to the reference by property tests. No floating-point type
+//! appears here, and this is the only crate of the workspace that contains `unsafe`.
+//!
+//! Tensors are plain slices in `[N, H, W, C]` order; weights are `[KH, KW, C_in, C_out]`. The caller owns all memory,
+//! scratch included, and can ask beforehand how much a kernel needs. Work is split over a [`Pool`]; because integer
+//! sums do not depend on their order, results never depend on the number of threads.
+#![no_std]
+#![deny(clippy::float_arithmetic)]
+
+#[cfg(any(test, feature = "std"))]
+extern crate std;
+
+pub mod conv;
+pub mod dither;
+pub mod isa;
+pub mod pool;
+pub mod round;
+
+pub use conv::Conv2d;
+pub use dither::{Dither, Role};
+pub use isa::Isa;
+pub use pool::{Inline, Pool};
+
+/// What every kernel needs to know about the machine: the instruction set to use and the threads to spread over.
+#[derive(Clone, Copy)]
+pub struct Context<'a> {
+    /// The instruction set whose kernels run.
+    pub isa: Isa,
+    /// The threads that share the work.
+    pub pool: &'a dyn Pool,
+}
+
+impl Context<'static> {
+    /// One thread, portable code: what a device has, and what tests compare against.
+    pub fn reference() -> Self {
+        Context { isa: Isa::Scalar, pool: &Inline }
+    }
+}

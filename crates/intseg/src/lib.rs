@@ -1,1 +1,7 @@
-//! intseg
+//! Training of semantic-segmentation networks with integers only.
+#![forbid(unsafe_code)]
+
+pub mod buffers;
+pub mod ops;
+pub mod parameter;
+pub mod tensor;

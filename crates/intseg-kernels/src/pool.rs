@@ -1,0 +1,93 @@
+//! How a kernel spreads its work over threads.
+//!
+//! The crate owns no threads. A host hands in a pool that was created once; a device hands in [`Inline`].
+
+use core::marker::PhantomData;
+
+/// A fixed set of worker threads.
+pub trait Pool: Sync {
+    /// The number of workers, at least 1.
+    fn threads(&self) -> usize;
+
+    /// Calls `task(index, worker)` once for every `index` in `0..tasks`, in any order, and returns when all are done.
+    /// `worker` is below [`Pool::threads`], and no two calls that overlap in time have the same one, so it can select
+    /// a piece of scratch memory.
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize, usize) + Sync));
+}
+
+/// The pool of the calling thread alone.
+pub struct Inline;
+
+impl Pool for Inline {
+    fn threads(&self) -> usize {
+        1
+    }
+
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
+        (0..tasks).for_each(|index| task(index, 0));
+    }
+}
+
+/// A mutable slice that the tasks of one [`Pool::run`] write to in disjoint pieces.
+pub struct Disjoint<'a, T> {
+    start: *mut T,
+    len: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: the pieces handed out are disjoint (the contract of `piece`), so sharing the whole is sharing none of them.
+unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
+
+impl<'a, T> Disjoint<'a, T> {
+    /// Wraps `slice` for the time of one parallel run.
+    pub fn new(slice: &'a mut [T]) -> Self {
+        Disjoint { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
+    }
+
+    /// The elements `from..to`.
+    ///
+    /// # Safety
+    /// No two pieces that live at the same time may overlap.
+    ///
+    /// # Panics
+    /// When the range is not inside the slice.
+    #[allow(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
+    pub unsafe fn piece(&self, from: usize, to: usize) -> &mut [T] {
+        assert!(from <= to && to <= self.len, "piece {from}..{to} of {}", self.len);
+        // SAFETY: inside the slice as just asserted, and disjoint from other pieces as the caller promises.
+        unsafe { core::slice::from_raw_parts_mut(self.start.add(from), to - from) }
+    }
+}
+
+/// Splits `out` into pieces of `piece_len` elements (the last may be shorter) and calls `task(index, piece, worker)`
+/// for each, spread over the pool.
+///
+/// # Panics
+/// When `piece_len` is 0.
+pub fn for_each_piece<T: Send>(
+    pool: &dyn Pool,
+    out: &mut [T],
+    piece_len: usize,
+    task: impl Fn(usize, &mut [T], usize) + Sync,
+) {
+    let len = out.len();
+    let shared = Disjoint::new(out);
+    pool.run(len.div_ceil(piece_len), &|index, worker| {
+        let from = index * piece_len;
+        // SAFETY: pieces of different indices do not overlap, and each index runs once.
+        task(index, unsafe { shared.piece(from, (from + piece_len).min(len)) }, worker);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+
+    #[test]
+    fn every_piece_is_visited_once() {
+        let mut out = vec![0u32; 103];
+        for_each_piece(&Inline, &mut out, 10, |index, piece, _| piece.iter_mut().for_each(|v| *v += index as u32 + 1));
+        assert!(out.iter().enumerate().all(|(i, &v)| v == i as u32 / 10 + 1));
+    }
+}

@@ -1,0 +1,120 @@
+//! Reuse of buffers between the steps of a training run.
+
+use crate::tensor::{Mantissas, Tensor};
+use std::cell::RefCell;
+
+/// Buffers that were used before and are free now. After the first step of a run every `take` finds one, so a steady
+/// step allocates nothing. What a buffer holds when it is taken is unspecified.
+#[derive(Default)]
+pub struct Buffers {
+    u8: Shelf<u8>,
+    i8: Shelf<i8>,
+    i16: Shelf<i16>,
+    i32: Shelf<i32>,
+    i64: Shelf<i64>,
+}
+
+struct Shelf<T>(RefCell<Vec<Vec<T>>>);
+
+impl<T> Default for Shelf<T> {
+    fn default() -> Self {
+        Shelf(RefCell::new(Vec::new()))
+    }
+}
+
+impl<T: Copy + Default> Shelf<T> {
+    /// The smallest free buffer that is large enough, else a new one: growing a smaller one would copy its content.
+    fn take(&self, len: usize) -> Vec<T> {
+        let mut free = self.0.borrow_mut();
+        let fit = free.iter().enumerate().filter(|(_, b)| b.capacity() >= len).min_by_key(|(_, b)| b.capacity());
+        let mut buffer = match fit.map(|(i, _)| i) {
+            Some(i) => free.swap_remove(i),
+            None => Vec::with_capacity(len),
+        };
+        buffer.resize(len, T::default());
+        buffer
+    }
+
+    fn give(&self, buffer: Vec<T>) {
+        if buffer.capacity() > 0 {
+            self.0.borrow_mut().push(buffer);
+        }
+    }
+}
+
+impl Buffers {
+    /// A buffer of `len` bytes.
+    pub fn take_u8(&self, len: usize) -> Vec<u8> {
+        self.u8.take(len)
+    }
+
+    /// A buffer of `len` signed bytes.
+    pub fn take_i8(&self, len: usize) -> Vec<i8> {
+        self.i8.take(len)
+    }
+
+    /// A buffer of `len` 16-bit integers.
+    pub fn take_i16(&self, len: usize) -> Vec<i16> {
+        self.i16.take(len)
+    }
+
+    /// A buffer of `len` 32-bit integers.
+    pub fn take_i32(&self, len: usize) -> Vec<i32> {
+        self.i32.take(len)
+    }
+
+    /// A buffer of `len` 64-bit integers.
+    pub fn take_i64(&self, len: usize) -> Vec<i64> {
+        self.i64.take(len)
+    }
+
+    /// Takes back bytes.
+    pub fn give_u8(&self, buffer: Vec<u8>) {
+        self.u8.give(buffer);
+    }
+
+    /// Takes back signed bytes.
+    pub fn give_i8(&self, buffer: Vec<i8>) {
+        self.i8.give(buffer);
+    }
+
+    /// Takes back 16-bit integers.
+    pub fn give_i16(&self, buffer: Vec<i16>) {
+        self.i16.give(buffer);
+    }
+
+    /// Takes back 32-bit integers.
+    pub fn give_i32(&self, buffer: Vec<i32>) {
+        self.i32.give(buffer);
+    }
+
+    /// Takes back 64-bit integers.
+    pub fn give_i64(&self, buffer: Vec<i64>) {
+        self.i64.give(buffer);
+    }
+
+    /// Takes back the buffer of a tensor.
+    pub fn give(&self, tensor: Tensor) {
+        match tensor.mantissas {
+            Mantissas::U8(b) => self.u8.give(b),
+            Mantissas::I8(b) => self.i8.give(b),
+            Mantissas::I16(b) => self.i16.give(b),
+            Mantissas::I32(b) => self.i32.give(b),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_given_buffer_is_taken_again_and_the_smallest_fit_wins() {
+        let buffers = Buffers::default();
+        let (small, large) = (buffers.take_i32(10), buffers.take_i32(100));
+        let at = small.as_ptr();
+        buffers.give_i32(large);
+        buffers.give_i32(small);
+        assert_eq!(buffers.take_i32(8).as_ptr(), at);
+    }
+}

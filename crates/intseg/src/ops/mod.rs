@@ -1,0 +1,91 @@
+//! The operators of training networks, one file each: shape rule, forward, backward and tests side by side.
+
+use crate::buffers::Buffers;
+use crate::parameter::Parameter;
+use crate::tensor::Tensor;
+use intseg_kernels::{Context, Dither, Role};
+
+/// The bit widths of the method (Yang et al. 2021; `[bits]` of a configuration).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Bits {
+    /// Weights as convolutions use them, 2..=8.
+    pub w: u32,
+    /// Activations after ReLU, 2..=8.
+    pub a: u32,
+    /// Weight gradients, 2..=8, or 32 to hand the exact sums to the optimiser.
+    pub g: u32,
+    /// Errors at activations (E1), 2..=16.
+    pub e1: u32,
+    /// Errors that enter convolution backward (E2), 2..=16; above 8 they run as two exact 8-bit passes.
+    pub e2: u32,
+    /// Normalised activations x̂ of batch normalisation, 8..=16.
+    pub bn_x: u32,
+    /// The scale γ of batch normalisation as used, 4..=16.
+    pub gamma: u32,
+    /// The offset β of batch normalisation as used, 4..=16.
+    pub beta: u32,
+    /// Master weights, 9..=24: the 8 bits in use plus fractional bits.
+    pub update: u32,
+    /// Residual streams and logits, 8..=16.
+    pub residual: u32,
+}
+
+impl Default for Bits {
+    fn default() -> Self {
+        Bits { w: 8, a: 8, g: 32, e1: 8, e2: 8, bn_x: 16, gamma: 16, beta: 16, update: 24, residual: 16 }
+    }
+}
+
+/// What an operator needs to know of the training step that it is part of.
+pub struct Step<'a> {
+    /// Instruction set and threads.
+    pub kernels: Context<'a>,
+    /// Bit widths.
+    pub bits: Bits,
+    /// Free buffers.
+    pub buffers: &'a Buffers,
+    /// The run's seed.
+    pub seed: u64,
+    /// The step's number, from 0.
+    pub number: u64,
+    /// Index of the operator's node in the graph.
+    pub node: u32,
+}
+
+impl Step<'_> {
+    /// The random bits of this operator in this step for one role. An operator with several tensors of the same role
+    /// tells them apart by `part`, below 16.
+    pub fn dither(&self, role: Role, part: u32) -> Dither {
+        Dither::new(self.seed, self.number, self.node << 4 | part, role)
+    }
+}
+
+/// An operator of a training graph. It owns its parameters and what it saves between forward and backward.
+pub trait Operator: Send {
+    /// Computes the output from the inputs and keeps what `backward` will need beyond inputs and output.
+    fn forward(&mut self, step: &Step, inputs: &[&Tensor]) -> Tensor;
+
+    /// Takes the error at the output (8 or 16 bits, already summed over all consumers), leaves gradients in the
+    /// parameters, and returns for each input its part of the error, or `None` where that input needs none
+    /// (`wanted[i]` is false) or gets none. Parts may be accumulators: whoever collects them requantises.
+    /// The error's buffer goes back to [`Step::buffers`].
+    fn backward(
+        &mut self,
+        step: &Step,
+        inputs: &[&Tensor],
+        output: &Tensor,
+        error: Tensor,
+        wanted: &[bool],
+    ) -> Vec<Option<Tensor>>;
+
+    /// The parameters, in a fixed order.
+    fn parameters(&mut self) -> Vec<&mut Parameter> {
+        Vec::new()
+    }
+
+    /// State besides the parameters that a checkpoint must hold (running statistics), in a fixed order.
+    fn state(&mut self) -> Vec<&mut Vec<i64>> {
+        Vec::new()
+    }
+}
