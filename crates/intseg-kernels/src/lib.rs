@@ -19,7 +19,7 @@ pub mod isa;
 pub mod pool;
 pub mod round;
 
-pub use conv::Conv2d;
+pub use conv::{Conv2d, Convolution, Direction, Input, Line, Output, OutputData, Requantizer, WeightGradient, Weights};
 pub use dither::{Dither, Role};
 pub use isa::Isa;
 pub use pool::{Inline, Pool};

@@ -115,6 +115,7 @@ mod tests {
         let at = small.as_ptr();
         buffers.give_i32(large);
         buffers.give_i32(small);
-        assert_eq!(buffers.take_i32(8).as_ptr(), at);
+        let again = buffers.take_i32(8);
+        assert_eq!(again.as_ptr(), at);
     }
 }

@@ -5,16 +5,25 @@
 pub enum Kind {
     /// Convolution weights: i8 in use, masters with 16 fractional bits below the i8 step; the grid may grow; decays.
     Weight,
-    /// Biases of convolutions that no batch normalisation follows, as i32 in use; no decay.
-    Bias,
-    /// γ and β of batch normalisation, Q12 in use (fixed exponent −12); no decay.
-    Norm,
+    /// Biases, and γ and β of batch normalisation: 12 fractional bits in use (exponent −12) and masters with 8 more;
+    /// no decay.
+    Affine,
+}
+
+impl Kind {
+    /// Fractional bits of a master below the step of the integers in use.
+    pub fn fraction_bits(self) -> u32 {
+        match self {
+            Kind::Weight => 16,
+            Kind::Affine => 8,
+        }
+    }
 }
 
 /// A trained tensor.
 ///
-/// `value = master · 2^(exponent − 16)`: the master holds 16 fractional bits below the step `2^exponent` of the
-/// integers in use, and the momentum holds 8 more (DESIGN §3.7).
+/// `value = master · 2^(exponent − fraction_bits)`: the master holds fractional bits below the step `2^exponent` of
+/// the integers in use, and the momentum holds 8 more (DESIGN §3.7).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parameter {
     /// Unique in its network, such as `conv1_1.weight`.

@@ -4,6 +4,8 @@
 //! [`Convolution`], that gathers input pixels tap by tap; [`WeightGradient`] is the third pass. All are exact: they
 //! return i32 or i64 sums, or requantise such sums once.
 
+use crate::{Context, Isa};
+
 /// The geometry of a convolution, always described in its forward direction.
 ///
 /// The input is `[batch, in_h, in_w, c_in]`, the output `[batch, out_h, out_w, c_out]`, the weights
@@ -70,5 +72,163 @@ impl Conv2d {
     /// Multiply-accumulates of the whole convolution, taps on padding included.
     pub fn macs(&self) -> u64 {
         (self.output_len() * self.kernel[0] * self.kernel[1] * self.c_in) as u64
+    }
+}
+
+/// Which way a [`Convolution`] runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// `[N, in_h, in_w, c_in]` → `[N, out_h, out_w, c_out]`.
+    Forward,
+    /// The adjoint, `[N, out_h, out_w, c_out]` → `[N, in_h, in_w, c_in]`: backward-data, and transposed convolution.
+    Transposed,
+}
+
+/// 64 bytes of packed weights, aligned to a cache line.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Line(pub [i8; 64]);
+
+impl Line {
+    /// All zeros.
+    pub const ZERO: Line = Line([0; 64]);
+}
+
+/// Activations or errors that a kernel reads, NHWC.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// Activations after ReLU, 0..=255.
+    U8(&'a [u8]),
+    /// Signed activations or errors, −127..=127.
+    I8(&'a [i8]),
+}
+
+/// Weights in both forms: as stored, `[KH, KW, C_in, C_out]` and −127..=127, and as [`Convolution::pack`] left them
+/// (empty where [`Convolution::packed_len`] is 0).
+#[derive(Clone, Copy, Debug)]
+pub struct Weights<'a> {
+    /// As stored.
+    pub raw: &'a [i8],
+    /// As packed for one instruction set.
+    pub packed: &'a [Line],
+}
+
+/// Per-channel requantisation of accumulators: `q = clamp(half_even((acc · multiplier + bias) / 2^shift))`.
+///
+/// Batch normalisation, bias and change of exponent are folded into it; the clamp to the output's range is ReLU when
+/// `low` is 0. All slices have one element per output channel. `|multiplier| < 2^31`, `|bias| < 2^61`,
+/// `shift <= 62`.
+#[derive(Clone, Copy, Debug)]
+pub struct Requantizer<'a> {
+    /// Multipliers.
+    pub multiplier: &'a [i32],
+    /// Biases in units of the product.
+    pub bias: &'a [i64],
+    /// Right shifts.
+    pub shift: &'a [u8],
+    /// Smallest result.
+    pub low: i32,
+    /// Largest result.
+    pub high: i32,
+}
+
+/// Where requantised results go. Pixel `p`, channel `k` is written to `data[p · stride + offset + k]`, so that a
+/// branch can write straight into its part of a concatenation.
+#[derive(Debug)]
+pub struct Output<'a> {
+    /// The whole destination tensor.
+    pub data: OutputData<'a>,
+    /// Channels of the destination.
+    pub stride: usize,
+    /// First channel to write.
+    pub offset: usize,
+}
+
+/// The element type of an [`Output`].
+#[derive(Debug)]
+pub enum OutputData<'a> {
+    /// Unsigned bytes.
+    U8(&'a mut [u8]),
+    /// Signed bytes.
+    I8(&'a mut [i8]),
+    /// 16-bit integers.
+    I16(&'a mut [i16]),
+}
+
+/// A convolution in one direction, ready to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Convolution {
+    /// The geometry, in forward terms.
+    pub geometry: Conv2d,
+    /// Which way it runs.
+    pub direction: Direction,
+    /// Whether the input is [`Input::I8`].
+    pub signed: bool,
+}
+
+impl Convolution {
+    /// How many [`Line`]s the packed weights take.
+    pub fn packed_len(&self, isa: Isa) -> usize {
+        todo!()
+    }
+
+    /// Packs `weights` (`[KH, KW, C_in, C_out]`) for `isa`.
+    pub fn pack(&self, isa: Isa, packed: &mut [Line], weights: &[i8]) {
+        todo!()
+    }
+
+    /// How many i32 of scratch a run takes.
+    pub fn scratch_len(&self, ctx: Context) -> usize {
+        todo!()
+    }
+
+    /// Writes the exact sums, `[N, H', W', C']` of the direction's output. They fit i32 when
+    /// `taps · channels · 255 · 127 < 2^31`, which whoever builds a network checks.
+    ///
+    /// # Panics
+    /// When a slice has another length than the geometry says, or the input another sign than the plan.
+    pub fn run(&self, ctx: Context, out: &mut [i32], input: Input, weights: Weights, scratch: &mut [i32]) {
+        todo!()
+    }
+
+    /// Writes requantised sums.
+    ///
+    /// # Panics
+    /// As [`Convolution::run`].
+    pub fn run_requantized(
+        &self,
+        ctx: Context,
+        out: Output,
+        input: Input,
+        weights: Weights,
+        requantizer: Requantizer,
+        scratch: &mut [i32],
+    ) {
+        todo!()
+    }
+}
+
+/// The weight gradient of a convolution: `dw[kh, kw, ci, co] = Σ input[n, y·s − p + kh·d, …, ci] · error[n, y, x, co]`.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightGradient {
+    /// The geometry, in forward terms.
+    pub geometry: Conv2d,
+    /// Whether the input is [`Input::I8`].
+    pub signed: bool,
+}
+
+impl WeightGradient {
+    /// How many bytes of scratch a run takes.
+    pub fn scratch_len(&self, ctx: Context) -> usize {
+        todo!()
+    }
+
+    /// Adds `sums << shift` to `out` (`[KH, KW, C_in, C_out]`). `error` is `[N, out_h, out_w, c_out]`, −128..=127.
+    /// i32 partial sums are flushed into i64 before they can wrap.
+    ///
+    /// # Panics
+    /// When a slice has another length than the geometry says, or the input another sign than the plan.
+    pub fn run(&self, ctx: Context, out: &mut [i64], input: Input, error: &[i8], shift: u32, scratch: &mut [u8]) {
+        todo!()
     }
 }
