@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 pub mod buffers;
+pub mod graph;
+pub mod networks;
 pub mod ops;
 pub mod parameter;
 pub mod tensor;
