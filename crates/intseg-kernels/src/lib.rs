@@ -13,11 +13,18 @@
 #[cfg(any(test, feature = "std"))]
 extern crate std;
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512vnni;
 pub mod conv;
 pub mod dither;
 pub mod isa;
 pub mod pool;
 pub mod round;
+mod scalar;
+#[cfg(test)]
+mod testing;
 
 pub use conv::{Conv2d, Convolution, Direction, Input, Line, Output, OutputData, Requantizer, WeightGradient, Weights};
 pub use dither::{Dither, Role};

@@ -4,7 +4,19 @@
 //! [`Convolution`], that gathers input pixels tap by tap; [`WeightGradient`] is the third pass. All are exact: they
 //! return i32 or i64 sums, or requantise such sums once.
 
-use crate::{Context, Isa};
+mod convolution;
+pub(crate) mod gather;
+pub(crate) mod phase;
+#[cfg(test)]
+pub(crate) mod reference;
+mod store;
+#[cfg(test)]
+mod tests;
+mod weight_gradient;
+
+pub use convolution::Convolution;
+pub(crate) use store::Store;
+pub use weight_gradient::WeightGradient;
 
 /// The geometry of a convolution, always described in its forward direction.
 ///
@@ -153,82 +165,4 @@ pub enum OutputData<'a> {
     I8(&'a mut [i8]),
     /// 16-bit integers.
     I16(&'a mut [i16]),
-}
-
-/// A convolution in one direction, ready to run.
-#[derive(Clone, Copy, Debug)]
-pub struct Convolution {
-    /// The geometry, in forward terms.
-    pub geometry: Conv2d,
-    /// Which way it runs.
-    pub direction: Direction,
-    /// Whether the input is [`Input::I8`].
-    pub signed: bool,
-}
-
-impl Convolution {
-    /// How many [`Line`]s the packed weights take.
-    pub fn packed_len(&self, isa: Isa) -> usize {
-        todo!()
-    }
-
-    /// Packs `weights` (`[KH, KW, C_in, C_out]`) for `isa`.
-    pub fn pack(&self, isa: Isa, packed: &mut [Line], weights: &[i8]) {
-        todo!()
-    }
-
-    /// How many i32 of scratch a run takes.
-    pub fn scratch_len(&self, ctx: Context) -> usize {
-        todo!()
-    }
-
-    /// Writes the exact sums, `[N, H', W', C']` of the direction's output. They fit i32 when
-    /// `taps · channels · 255 · 127 < 2^31`, which whoever builds a network checks.
-    ///
-    /// # Panics
-    /// When a slice has another length than the geometry says, or the input another sign than the plan.
-    pub fn run(&self, ctx: Context, out: &mut [i32], input: Input, weights: Weights, scratch: &mut [i32]) {
-        todo!()
-    }
-
-    /// Writes requantised sums.
-    ///
-    /// # Panics
-    /// As [`Convolution::run`].
-    pub fn run_requantized(
-        &self,
-        ctx: Context,
-        out: Output,
-        input: Input,
-        weights: Weights,
-        requantizer: Requantizer,
-        scratch: &mut [i32],
-    ) {
-        todo!()
-    }
-}
-
-/// The weight gradient of a convolution: `dw[kh, kw, ci, co] = Σ input[n, y·s − p + kh·d, …, ci] · error[n, y, x, co]`.
-#[derive(Clone, Copy, Debug)]
-pub struct WeightGradient {
-    /// The geometry, in forward terms.
-    pub geometry: Conv2d,
-    /// Whether the input is [`Input::I8`].
-    pub signed: bool,
-}
-
-impl WeightGradient {
-    /// How many bytes of scratch a run takes.
-    pub fn scratch_len(&self, ctx: Context) -> usize {
-        todo!()
-    }
-
-    /// Adds `sums << shift` to `out` (`[KH, KW, C_in, C_out]`). `error` is `[N, out_h, out_w, c_out]`, −128..=127.
-    /// i32 partial sums are flushed into i64 before they can wrap.
-    ///
-    /// # Panics
-    /// When a slice has another length than the geometry says, or the input another sign than the plan.
-    pub fn run(&self, ctx: Context, out: &mut [i64], input: Input, error: &[i8], shift: u32, scratch: &mut [u8]) {
-        todo!()
-    }
 }

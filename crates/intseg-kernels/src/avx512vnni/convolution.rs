@@ -1,0 +1,95 @@
+//! The micro-kernels of the gathering convolution: 14 pixels by 32 channels, and 28 by 16 for thin outputs. Both keep
+//! 28 accumulators in registers.
+
+use crate::Context;
+use crate::conv::gather::{self, MicroKernel, Tap};
+use crate::conv::{Convolution, Input, Line, Store};
+use crate::isa::Avx512Vnni;
+use core::arch::x86_64::{
+    __m512i, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_storeu_si512,
+};
+
+/// Channels of a panel: 16 where 32 would leave half of the work unused.
+pub(crate) fn panel_width(plan: &Convolution) -> usize {
+    let [.., target] = plan.target();
+    if target <= 16 { 16 } else { 32 }
+}
+
+/// Runs a convolution with the kernel that fits its width.
+pub(crate) fn run<S: Store>(
+    isa: Avx512Vnni,
+    plan: &Convolution,
+    ctx: Context,
+    store: &S,
+    input: Input,
+    packed: &[Line],
+    scratch: &mut [i32],
+) {
+    match (panel_width(plan), plan.signed) {
+        (16, false) => gather::run(Kernel::<28, 1, false>(isa), plan, ctx, store, input, packed, scratch),
+        (16, true) => gather::run(Kernel::<28, 1, true>(isa), plan, ctx, store, input, packed, scratch),
+        (_, false) => gather::run(Kernel::<14, 2, false>(isa), plan, ctx, store, input, packed, scratch),
+        (_, true) => gather::run(Kernel::<14, 2, true>(isa), plan, ctx, store, input, packed, scratch),
+    }
+}
+
+/// `PIXELS` by `16 · VECTORS` accumulators. Unsigned input is the unsigned operand of the dot product; signed input is
+/// the signed one, against weights that packing has biased by 128.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernel<const PIXELS: usize, const VECTORS: usize, const SIGNED: bool>(pub(crate) Avx512Vnni);
+
+impl<const PIXELS: usize, const VECTORS: usize, const SIGNED: bool> MicroKernel for Kernel<PIXELS, VECTORS, SIGNED> {
+    const MR: usize = PIXELS;
+    const NR: usize = 16 * VECTORS;
+    const BIASED: bool = SIGNED;
+
+    unsafe fn accumulate(self, tile: &mut [i32], panel: &[Line], taps: &[Tap], c4: usize, step: usize) {
+        assert_eq!(tile.len(), PIXELS * VECTORS * 16);
+        // SAFETY: `self` proves the features; the pointers are as the caller promises.
+        unsafe { accumulate::<PIXELS, VECTORS, SIGNED>(tile, panel, taps, c4, step) }
+    }
+}
+
+/// # Safety
+/// As [`MicroKernel::accumulate`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn accumulate<const PIXELS: usize, const VECTORS: usize, const SIGNED: bool>(
+    tile: &mut [i32],
+    panel: &[Line],
+    taps: &[Tap],
+    c4: usize,
+    step: usize,
+) {
+    let mut sums = [[_mm512_setzero_si512(); VECTORS]; PIXELS];
+    for tap in taps {
+        let mut weights = panel[tap.index * c4 * VECTORS..][..c4 * VECTORS].as_ptr().cast::<__m512i>();
+        for group in 0..c4 {
+            let mut four = [_mm512_setzero_si512(); VECTORS];
+            for (v, four) in four.iter_mut().enumerate() {
+                // SAFETY: the slice above has `c4 · VECTORS` lines.
+                *four = unsafe { _mm512_loadu_si512(weights.add(v)) };
+            }
+            // SAFETY: at most one past the slice's end.
+            weights = unsafe { weights.add(VECTORS) };
+            for m in 0..PIXELS {
+                // SAFETY: each source has four bytes at every step, as the caller promises.
+                let word = unsafe { tap.sources[m].add(group * step).cast::<i32>().read_unaligned() };
+                let input = _mm512_set1_epi32(word);
+                for v in 0..VECTORS {
+                    sums[m][v] = match SIGNED {
+                        false => _mm512_dpbusd_epi32(sums[m][v], input, four[v]),
+                        true => _mm512_dpbusd_epi32(sums[m][v], four[v], input),
+                    };
+                }
+            }
+        }
+    }
+    for (out, sum) in tile.as_chunks_mut::<16>().0.iter_mut().zip(sums.as_flattened()) {
+        // The tile holds what earlier rounds of taps left.
+        // SAFETY: `out` is 64 bytes.
+        let before = unsafe { _mm512_loadu_si512(out.as_ptr().cast()) };
+        let after = core::arch::x86_64::_mm512_add_epi32(before, *sum);
+        // SAFETY: `out` is 64 bytes.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), after) };
+    }
+}

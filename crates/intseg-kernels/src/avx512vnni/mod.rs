@@ -1,0 +1,4 @@
+//! AVX-512 with the `vpdpbusd` dot product: four products of an unsigned and a signed byte, added to 32 bits without
+//! saturation.
+
+pub mod convolution;

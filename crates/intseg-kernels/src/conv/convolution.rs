@@ -1,0 +1,140 @@
+//! Forward and backward-data convolution.
+
+use super::gather;
+use super::store::{Accumulators, Requantized, Store};
+use super::{Conv2d, Direction, Input, Line, Output, Requantizer, Weights};
+use crate::{Context, Isa, scalar};
+#[cfg(target_arch = "x86_64")]
+use crate::{avx2, avx512vnni};
+
+/// A convolution in one direction, ready to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Convolution {
+    /// The geometry, in forward terms.
+    pub geometry: Conv2d,
+    /// Which way it runs.
+    pub direction: Direction,
+    /// Whether the input is [`Input::I8`].
+    pub signed: bool,
+}
+
+impl Convolution {
+    /// Rows, columns and channels of what is read.
+    pub(crate) fn source(&self) -> [usize; 3] {
+        let g = &self.geometry;
+        match self.direction {
+            Direction::Forward => [g.in_h, g.in_w, g.c_in],
+            Direction::Transposed => [g.out_h(), g.out_w(), g.c_out],
+        }
+    }
+
+    /// Rows, columns and channels of what is written.
+    pub(crate) fn target(&self) -> [usize; 3] {
+        let g = &self.geometry;
+        match self.direction {
+            Direction::Forward => [g.out_h(), g.out_w(), g.c_out],
+            Direction::Transposed => [g.in_h, g.in_w, g.c_in],
+        }
+    }
+
+    pub(crate) fn taps(&self) -> usize {
+        self.geometry.kernel[0] * self.geometry.kernel[1]
+    }
+
+    /// How many [`Line`]s the packed weights take.
+    pub fn packed_len(&self, isa: Isa) -> usize {
+        match isa {
+            Isa::Scalar => 0,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => gather::packed_lines(self, avx2::convolution::NR),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(_) => gather::packed_lines(self, avx512vnni::convolution::panel_width(self)),
+        }
+    }
+
+    /// Packs `weights` (`[KH, KW, C_in, C_out]`) for `isa`.
+    ///
+    /// # Panics
+    /// When a slice has another length than asked for.
+    pub fn pack(&self, isa: Isa, packed: &mut [Line], weights: &[i8]) {
+        assert_eq!(packed.len(), self.packed_len(isa), "packed weights");
+        assert_eq!(weights.len(), self.geometry.weights_len(), "weights");
+        match isa {
+            Isa::Scalar => {}
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => gather::pack(self, avx2::convolution::NR, 0, packed, weights),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(_) => {
+                // Signed × signed: the weights become the unsigned operand of the dot product.
+                let bias = if self.signed { 128 } else { 0 };
+                gather::pack(self, avx512vnni::convolution::panel_width(self), bias, packed, weights);
+            }
+        }
+    }
+
+    /// How many i32 of scratch a run takes.
+    pub fn scratch_len(&self, ctx: Context) -> usize {
+        match ctx.isa {
+            Isa::Scalar => scalar::convolution::scratch_len(self, ctx.pool.threads()),
+            #[cfg(target_arch = "x86_64")]
+            _ => gather::scratch_len(self),
+        }
+    }
+
+    /// Writes the exact sums, `[N, H', W', C']` of the direction's output. They fit i32 when
+    /// `taps · channels · 255 · 127 < 2^31`, which whoever builds a network checks.
+    ///
+    /// # Panics
+    /// When a slice has another length than the geometry says, or the input another sign than the plan.
+    pub fn run(&self, ctx: Context, out: &mut [i32], input: Input, weights: Weights, scratch: &mut [i32]) {
+        let [h, w, c] = self.target();
+        assert_eq!(out.len(), self.geometry.batch * h * w * c, "output");
+        self.dispatch(ctx, &Accumulators::new(out, c), input, weights, scratch);
+    }
+
+    /// Writes requantised sums.
+    ///
+    /// # Panics
+    /// As [`Convolution::run`].
+    pub fn run_requantized(
+        &self,
+        ctx: Context,
+        out: Output,
+        input: Input,
+        weights: Weights,
+        requantizer: Requantizer,
+        scratch: &mut [i32],
+    ) {
+        let [h, w, c] = self.target();
+        let store = Requantized::new(ctx.isa, out, requantizer, self.geometry.batch * h * w, c);
+        self.dispatch(ctx, &store, input, weights, scratch);
+    }
+
+    fn dispatch<S: Store>(&self, ctx: Context, store: &S, input: Input, weights: Weights, scratch: &mut [i32]) {
+        let [h, w, c] = self.source();
+        let (len, signed) = match input {
+            Input::U8(data) => (data.len(), false),
+            Input::I8(data) => (data.len(), true),
+        };
+        assert_eq!(len, self.geometry.batch * h * w * c, "input");
+        assert_eq!(signed, self.signed, "the input's sign");
+        assert_eq!(weights.raw.len(), self.geometry.weights_len(), "weights");
+        assert_eq!(weights.packed.len(), self.packed_len(ctx.isa), "packed weights");
+        assert!(scratch.len() >= self.scratch_len(ctx), "scratch");
+        match ctx.isa {
+            Isa::Scalar => scalar::convolution::run(self, ctx, store, input, weights.raw, scratch),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(isa) => gather::run(
+                avx2::convolution::Kernel::new(isa, signed),
+                self,
+                ctx,
+                store,
+                input,
+                weights.packed,
+                scratch,
+            ),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(isa) => avx512vnni::convolution::run(isa, self, ctx, store, input, weights.packed, scratch),
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! The driver of the SIMD convolutions: tiles of output pixels gather their input tap by tap.
+//!
+//! A tile is up to `MR` output pixels of one [`Phase`] and `NR` output channels. For each tap the driver looks up
+//! where each pixel reads; a tap that falls on padding for the whole tile is skipped, and one that does for some
+//! pixels reads zeros there. A micro-kernel then accumulates all taps and input channels without leaving registers.
+//!
+//! Weights are packed in panels of `NR` output channels: `[panel][tap][c4][NR][4]`, the last index running over four
+//! input channels, as the dot-product instructions want it.
+
+use super::phase::{Phase, phases};
+use super::store::Store;
+use super::{Convolution, Direction, Input, Line};
+use crate::Context;
+use crate::pool::for_each_piece;
+
+/// The most pixels that any micro-kernel's tile has.
+pub(crate) const MAX_MR: usize = 28;
+/// The most sums that any micro-kernel's tile has.
+const MAX_TILE: usize = 14 * 32;
+/// Taps handed to a micro-kernel at once; larger kernels run in several rounds over the same tile.
+const MAX_TAPS: usize = 64;
+/// Bytes of packed weights that should stay in the second-level cache while pixels stream past them.
+const PANEL_BYTES: usize = 384 << 10;
+
+/// One tap of a tile: which one, and where each pixel reads.
+#[derive(Clone, Copy)]
+pub(crate) struct Tap {
+    /// Its place in the panel: its weights are `c4 · NR · 4` bytes at `index` times as many.
+    pub index: usize,
+    /// Four readable bytes at every step.
+    pub sources: [*const u8; MAX_MR],
+}
+
+/// The innermost loops of one instruction set.
+pub(crate) trait MicroKernel: Copy + Sync {
+    /// Pixels of a tile.
+    const MR: usize;
+    /// Channels of a tile.
+    const NR: usize;
+    /// Whether a signed input is handled by biased weights, so that `128 · Σ input` is to be subtracted.
+    const BIASED: bool;
+
+    /// Adds the products of `taps` over `c4` groups of four input channels to the tile `[MR][NR]`. `panel` is the
+    /// panel's packed weights; a source's groups are `step` bytes apart.
+    ///
+    /// # Safety
+    /// Every source of every tap must have four readable bytes at `0, step, … (c4 − 1) · step`.
+    ///
+    /// # Panics
+    /// When the panel is too short for a tap's index.
+    unsafe fn accumulate(self, tile: &mut [i32], panel: &[Line], taps: &[Tap], c4: usize, step: usize);
+}
+
+/// Lines that [`pack`] fills for panels of `nr` channels.
+pub(crate) fn packed_lines(plan: &Convolution, nr: usize) -> usize {
+    let [.., c] = plan.source();
+    let [.., target] = plan.target();
+    target.div_ceil(nr) * plan.taps() * c.div_ceil(4) * nr * 4 / 64
+}
+
+/// Packs `[KH, KW, C_in, C_out]` for panels of `nr` channels, adding `bias` to each weight.
+pub(crate) fn pack(plan: &Convolution, nr: usize, bias: i32, packed: &mut [Line], weights: &[i8]) {
+    let ([.., c], [.., target]) = (plan.source(), plan.target());
+    let (c4, c_out) = (c.div_ceil(4), plan.geometry.c_out);
+    // Strides in `weights` of one source and one target channel.
+    let (along_source, along_target) = match plan.direction {
+        Direction::Forward => (c_out, 1),
+        Direction::Transposed => (1, c_out),
+    };
+    let mut groups = packed.iter_mut().flat_map(|line| line.0.chunks_exact_mut(4));
+    for panel in 0..target.div_ceil(nr) {
+        for tap in 0..plan.taps() {
+            let tap = &weights[tap * c * target..][..c * target];
+            for group in 0..c4 {
+                for k in panel * nr..(panel + 1) * nr {
+                    let four = groups.next().expect("packed_lines counts every group");
+                    for (lane, slot) in four.iter_mut().enumerate() {
+                        let channel = group * 4 + lane;
+                        *slot = match channel < c && k < target {
+                            true => (i32::from(tap[channel * along_source + k * along_target]) + bias) as i8,
+                            // Zero lanes make whatever the input holds there harmless.
+                            false => 0,
+                        };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Scratch: a pixel of zeros, a padded copy of the last pixel, and for signed input the sum of each pixel's channels.
+pub(crate) fn scratch_len(plan: &Convolution) -> usize {
+    let [h, w, c] = plan.source();
+    let sums = if plan.signed { plan.geometry.batch * h * w } else { 0 };
+    2 * c.div_ceil(4) + sums
+}
+
+/// What all tiles share.
+struct Job<'a> {
+    plan: &'a Convolution,
+    input: *const u8,
+    zeros: *const u8,
+    last: *const u8,
+    pixel_sums: &'a [i32],
+    packed: &'a [Line],
+    c4: usize,
+    panel_lines: usize,
+}
+
+// SAFETY: the pointers are read alone, and what they point to outlives the job (it is built and dropped in `run`).
+unsafe impl Sync for Job<'_> {}
+
+/// Runs a convolution.
+pub(crate) fn run<K: MicroKernel, S: Store>(
+    kernel: K,
+    plan: &Convolution,
+    ctx: Context,
+    store: &S,
+    input: Input,
+    packed: &[Line],
+    scratch: &mut [i32],
+) {
+    let [h, w, c] = plan.source();
+    let pixels = plan.geometry.batch * h * w;
+    let c4 = c.div_ceil(4);
+    let (zeros, rest) = scratch.split_at_mut(c4);
+    let (last, pixel_sums) = rest.split_at_mut(c4);
+    zeros.fill(0);
+    fill_last_pixel(last, input, c);
+    let pixel_sums: &[i32] = match input {
+        Input::I8(data) if K::BIASED => {
+            let sums = &mut pixel_sums[..pixels];
+            sum_pixels(ctx, sums, data, c);
+            sums
+        }
+        _ => &[],
+    };
+    let bytes = match input {
+        Input::U8(data) => data.as_ptr(),
+        Input::I8(data) => data.as_ptr().cast(),
+    };
+    let job = Job {
+        plan,
+        input: bytes,
+        zeros: zeros.as_ptr().cast(),
+        last: last.as_ptr().cast(),
+        pixel_sums,
+        packed,
+        c4,
+        panel_lines: plan.taps() * c4 * K::NR * 4 / 64,
+    };
+    let [.., target] = plan.target();
+    let panels = target.div_ceil(K::NR);
+    let group = (PANEL_BYTES / (job.panel_lines * 64).max(1)).clamp(1, panels);
+    let groups = panels.div_ceil(group);
+    for phase in phases(&plan.geometry, plan.direction) {
+        let tiles = (plan.geometry.batch * phase.count[0] * phase.count[1]).div_ceil(K::MR);
+        // Enough tasks for balance, each long enough to be worth handing out.
+        let chunk = tiles.div_ceil(ctx.pool.threads() * 8).max(4);
+        let chunks = tiles.div_ceil(chunk);
+        ctx.pool.run(groups * chunks, &|task, _| {
+            let (first_panel, first_tile) = (task / chunks * group, task % chunks * chunk);
+            let panels = first_panel..(first_panel + group).min(panels);
+            for tile in first_tile..(first_tile + chunk).min(tiles) {
+                // SAFETY: tasks cover disjoint tiles or disjoint panels, so no two store to the same place.
+                unsafe { job.tile(kernel, store, &phase, tile, panels.clone()) };
+            }
+        });
+    }
+}
+
+impl Job<'_> {
+    /// Computes one tile of pixels for some panels of channels.
+    ///
+    /// # Safety
+    /// No other call that overlaps in time may have the same phase, tile and a common panel.
+    unsafe fn tile<K: MicroKernel, S: Store>(
+        &self,
+        kernel: K,
+        store: &S,
+        phase: &Phase,
+        tile: usize,
+        panels: core::ops::Range<usize>,
+    ) {
+        let [.., target] = self.plan.target();
+        let pixels = Pixels::new(self.plan, phase, tile * K::MR, K::MR);
+        let mut sums = Sums([0; MAX_TILE]);
+        let sums = &mut sums.0[..K::MR * K::NR];
+        let mut taps = [Tap { index: 0, sources: [self.zeros; MAX_MR] }; MAX_TAPS];
+        // With few taps, and that is all but kernels beyond 8 × 8, one table serves all panels.
+        let all = self.plan.taps();
+        let mut gathered = Gathered { taps: &mut taps, len: 0, corrections: [0; MAX_MR] };
+        let single = all <= MAX_TAPS;
+        if single {
+            self.gather(&pixels, phase, 0..all, &mut gathered);
+        }
+        for panel in panels {
+            sums.fill(0);
+            let weights = &self.packed[panel * self.panel_lines..][..self.panel_lines];
+            let mut from = 0;
+            while from < all {
+                let to = (from + MAX_TAPS).min(all);
+                if !single {
+                    self.gather(&pixels, phase, from..to, &mut gathered);
+                }
+                // SAFETY: sources point to a pixel's `c4 · 4` bytes inside the input, to its padded copy, or to zeros
+                // (see `gather`); the weights' panel has `taps · c4 · NR · 4` bytes.
+                unsafe { kernel.accumulate(sums, weights, &gathered.taps[..gathered.len], self.c4, 4) };
+                gathered.correct(sums, K::NR);
+                from = to;
+            }
+            let first = panel * K::NR;
+            // SAFETY: this tile's pixels and this panel's channels are this call's alone, as the caller promises.
+            unsafe { store.store(sums, K::NR, &pixels.out[..pixels.len], first, K::NR.min(target - first)) };
+        }
+    }
+
+    /// Looks up where the tile's pixels read for each tap of a range.
+    fn gather(&self, pixels: &Pixels, phase: &Phase, taps: core::ops::Range<usize>, gathered: &mut Gathered) {
+        let [h, w, c] = self.plan.source();
+        let [_, kw] = self.plan.geometry.kernel;
+        let last_pixel = self.plan.geometry.batch * h * w - 1;
+        gathered.len = 0;
+        gathered.corrections = [0; MAX_MR];
+        for tap in taps {
+            let (Some(dy), Some(dx)) = (phase.source(0, tap / kw), phase.source(1, tap % kw)) else { continue };
+            let slot = &mut gathered.taps[gathered.len];
+            let mut inside = false;
+            for m in 0..pixels.len {
+                let (y, x) = (pixels.y[m] + dy, pixels.x[m] + dx);
+                let valid = (y as usize) < h && (x as usize) < w;
+                slot.sources[m] = if valid {
+                    inside = true;
+                    let pixel = pixels.image[m] + y as usize * w + x as usize;
+                    if !self.pixel_sums.is_empty() {
+                        gathered.corrections[m] += self.pixel_sums[pixel];
+                    }
+                    // Of the last pixel a padded copy is read, since `c4 · 4` bytes may reach over the input's end.
+                    match pixel == last_pixel {
+                        true => self.last,
+                        // SAFETY: pixel < batch · h · w, the input's length in pixels of `c` bytes.
+                        false => unsafe { self.input.add(pixel * c) },
+                    }
+                } else {
+                    self.zeros
+                };
+            }
+            if inside {
+                slot.index = tap;
+                gathered.len += 1;
+            }
+        }
+    }
+}
+
+/// The taps that a tile reads.
+struct Gathered<'a> {
+    taps: &'a mut [Tap; MAX_TAPS],
+    len: usize,
+    /// For each pixel, the sum of all input that its taps read.
+    corrections: [i32; MAX_MR],
+}
+
+impl Gathered<'_> {
+    /// Takes back what the bias of 128 on the weights added.
+    fn correct(&self, sums: &mut [i32], nr: usize) {
+        for (row, &correction) in sums.chunks_exact_mut(nr).zip(&self.corrections) {
+            if correction != 0 {
+                row.iter_mut().for_each(|sum| *sum = sum.wrapping_sub(correction.wrapping_mul(128)));
+            }
+        }
+    }
+}
+
+/// The pixels of a tile: where they are written, and where their tap at offset 0 reads.
+struct Pixels {
+    len: usize,
+    out: [usize; MAX_MR],
+    image: [usize; MAX_MR],
+    y: [isize; MAX_MR],
+    x: [isize; MAX_MR],
+}
+
+#[repr(align(64))]
+struct Sums([i32; MAX_TILE]);
+
+impl Pixels {
+    /// The `count` pixels of a phase from number `first` on, fewer at its end.
+    fn new(plan: &Convolution, phase: &Phase, first: usize, count: usize) -> Self {
+        let ([source_h, source_w, _], [out_h, out_w, _]) = (plan.source(), plan.target());
+        let [rows, columns] = phase.count;
+        let total = plan.geometry.batch * rows * columns;
+        let len = count.min(total - first);
+        let mut pixels = Pixels { len, out: [0; MAX_MR], image: [0; MAX_MR], y: [0; MAX_MR], x: [0; MAX_MR] };
+        let (mut n, mut row, mut column) = (first / (rows * columns), first / columns % rows, first % columns);
+        for m in 0..len {
+            let [y, x] = [phase.first[0] + row * phase.step[0], phase.first[1] + column * phase.step[1]];
+            pixels.out[m] = (n * out_h + y) * out_w + x;
+            pixels.image[m] = n * source_h * source_w;
+            pixels.y[m] = (row * phase.source_step[0]) as isize;
+            pixels.x[m] = (column * phase.source_step[1]) as isize;
+            column += 1;
+            if column == columns {
+                (column, row) = (0, row + 1);
+            }
+            if row == rows {
+                (row, n) = (0, n + 1);
+            }
+        }
+        pixels
+    }
+}
+
+/// A padded copy of the input's last pixel.
+fn fill_last_pixel(last: &mut [i32], input: Input, c: usize) {
+    let byte = |channel: usize| match input {
+        Input::U8(data) => data[data.len() - c + channel],
+        Input::I8(data) => data[data.len() - c + channel] as u8,
+    };
+    for (group, word) in last.iter_mut().enumerate() {
+        let four = [0, 1, 2, 3].map(|lane| if group * 4 + lane < c { byte(group * 4 + lane) } else { 0 });
+        *word = i32::from_ne_bytes(four);
+    }
+}
+
+/// The sum of each pixel's channels.
+fn sum_pixels(ctx: Context, sums: &mut [i32], data: &[i8], c: usize) {
+    const PIXELS: usize = 1024;
+    for_each_piece(ctx.pool, sums, PIXELS, |piece, sums, _| {
+        let data = &data[piece * PIXELS * c..][..sums.len() * c];
+        ctx.isa.vectorize(
+            #[inline(always)]
+            || {
+                for (sum, pixel) in sums.iter_mut().zip(data.chunks_exact(c)) {
+                    *sum = pixel.iter().map(|&v| i32::from(v)).sum();
+                }
+            },
+        );
+    });
+}

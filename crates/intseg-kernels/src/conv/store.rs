@@ -1,0 +1,117 @@
+//! What becomes of a finished tile of accumulators while it is in cache.
+
+use super::{Output, OutputData, Requantizer};
+use crate::Isa;
+use crate::pool::Disjoint;
+use crate::round::half_even_i64;
+
+/// Takes finished sums. Implementations write to the pixels and channels that they are given and to no others.
+pub(crate) trait Store: Sync {
+    /// Takes `sums`, one row of `channels` values a pixel at distance `row`, for the output pixels `pixels` and the
+    /// channels from `first` on.
+    ///
+    /// # Safety
+    /// No two calls that overlap in time may name the same pixel and channel.
+    unsafe fn store(&self, sums: &[i32], row: usize, pixels: &[usize], first: usize, channels: usize);
+}
+
+/// Keeps the sums as they are.
+pub(crate) struct Accumulators<'a> {
+    out: Disjoint<'a, i32>,
+    channels: usize,
+}
+
+impl<'a> Accumulators<'a> {
+    pub fn new(out: &'a mut [i32], channels: usize) -> Self {
+        Accumulators { out: Disjoint::new(out), channels }
+    }
+}
+
+impl Store for Accumulators<'_> {
+    unsafe fn store(&self, sums: &[i32], row: usize, pixels: &[usize], first: usize, channels: usize) {
+        for (values, pixel) in sums.chunks(row).zip(pixels) {
+            let at = pixel * self.channels + first;
+            // SAFETY: no other call names this pixel and these channels, as the caller promises.
+            let out = unsafe { self.out.piece(at, at + channels) };
+            out.copy_from_slice(&values[..channels]);
+        }
+    }
+}
+
+/// Requantises each channel and writes 8 or 16 bits.
+pub(crate) struct Requantized<'a> {
+    isa: Isa,
+    out: Narrow<'a>,
+    stride: usize,
+    offset: usize,
+    requantizer: Requantizer<'a>,
+}
+
+enum Narrow<'a> {
+    U8(Disjoint<'a, u8>),
+    I8(Disjoint<'a, i8>),
+    I16(Disjoint<'a, i16>),
+}
+
+impl<'a> Requantized<'a> {
+    /// # Panics
+    /// When the output has another length, or the requantizer another number of channels, than given.
+    pub fn new(isa: Isa, out: Output<'a>, requantizer: Requantizer<'a>, pixels: usize, channels: usize) -> Self {
+        let Output { data, stride, offset } = out;
+        let (len, out) = match data {
+            OutputData::U8(data) => (data.len(), Narrow::U8(Disjoint::new(data))),
+            OutputData::I8(data) => (data.len(), Narrow::I8(Disjoint::new(data))),
+            OutputData::I16(data) => (data.len(), Narrow::I16(Disjoint::new(data))),
+        };
+        assert!(len == pixels * stride && offset + channels <= stride, "output");
+        let Requantizer { multiplier, bias, shift, .. } = requantizer;
+        assert!(multiplier.len() == channels && bias.len() == channels && shift.len() == channels, "requantizer");
+        Requantized { isa, out, stride, offset, requantizer }
+    }
+
+    /// Requantises one pixel's channels into `out`.
+    #[inline(always)]
+    fn pixel<T>(&self, out: &mut [T], sums: &[i32], first: usize, narrow: impl Fn(i32) -> T) {
+        let Requantizer { multiplier, bias, shift, low, high } = self.requantizer;
+        let channels = first..first + out.len();
+        let parameters = multiplier[channels.clone()].iter().zip(&bias[channels.clone()]).zip(&shift[channels]);
+        for ((out, &sum), ((&multiplier, &bias), &shift)) in out.iter_mut().zip(sums).zip(parameters) {
+            *out = narrow(requantize(sum, multiplier, bias, shift, low, high));
+        }
+    }
+}
+
+/// `clamp(half_even((sum · multiplier + bias) / 2^shift))`: the one requantisation of deployed models.
+#[inline(always)]
+pub fn requantize(sum: i32, multiplier: i32, bias: i64, shift: u8, low: i32, high: i32) -> i32 {
+    let product = i64::from(sum) * i64::from(multiplier) + bias;
+    half_even_i64(product, shift.into()).clamp(low.into(), high.into()) as i32
+}
+
+impl Store for Requantized<'_> {
+    unsafe fn store(&self, sums: &[i32], row: usize, pixels: &[usize], first: usize, channels: usize) {
+        self.isa.vectorize(
+            #[inline(always)]
+            || {
+                for (values, pixel) in sums.chunks(row).zip(pixels) {
+                    let at = pixel * self.stride + self.offset + first;
+                    let values = &values[..channels];
+                    match &self.out {
+                        // SAFETY: no other call names this pixel and these channels, as the caller promises.
+                        Narrow::U8(out) => {
+                            self.pixel(unsafe { out.piece(at, at + channels) }, values, first, |v| v as u8)
+                        }
+                        // SAFETY: as above.
+                        Narrow::I8(out) => {
+                            self.pixel(unsafe { out.piece(at, at + channels) }, values, first, |v| v as i8)
+                        }
+                        // SAFETY: as above.
+                        Narrow::I16(out) => {
+                            self.pixel(unsafe { out.piece(at, at + channels) }, values, first, |v| v as i16)
+                        }
+                    }
+                }
+            },
+        );
+    }
+}

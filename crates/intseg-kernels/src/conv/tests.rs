@@ -1,0 +1,222 @@
+//! Every instruction set and number of threads against the definition.
+
+use super::reference;
+use super::{Conv2d, Convolution, Direction, Input, Line, Output, OutputData, Requantizer, WeightGradient, Weights};
+use crate::testing::Threads;
+use crate::{Context, Dither, Isa, Role};
+use proptest::prelude::*;
+use std::vec;
+use std::vec::Vec;
+
+/// How test tensors are filled.
+#[derive(Clone, Copy, Debug)]
+enum Fill {
+    Random,
+    Extreme,
+}
+
+fn bytes(len: usize, fill: Fill, tensor: u32, low: i64, high: i64) -> Vec<i64> {
+    let bits = Dither::new(11, 0, tensor, Role::Initial);
+    (0..len)
+        .map(|i| match fill {
+            Fill::Random => low + i64::from(bits.below(i, (high - low + 1) as u32)),
+            Fill::Extreme => high,
+        })
+        .collect()
+}
+
+fn geometry() -> impl Strategy<Value = Conv2d> {
+    let pair = |range: core::ops::RangeInclusive<usize>| (range.clone(), range).prop_map(|(a, b)| [a, b]);
+    let sizes = (1..3usize, 1..18usize, 1..18usize, 1..70usize, 1..70usize);
+    (sizes, pair(1..=5), pair(1..=3), pair(1..=4), pair(0..=6))
+        .prop_map(|((batch, in_h, in_w, c_in, c_out), kernel, stride, dilation, padding)| Conv2d {
+            batch,
+            in_h,
+            in_w,
+            c_in,
+            c_out,
+            kernel,
+            stride,
+            dilation,
+            padding,
+        })
+        .prop_filter("has an output", |g| g.output_size().is_some())
+}
+
+fn contexts() -> impl Iterator<Item = (Isa, Threads)> {
+    Isa::available().flat_map(|isa| [1, 3].map(|threads| (isa, Threads(threads))))
+}
+
+fn narrow<T: TryFrom<i64>>(values: &[i64]) -> Vec<T> {
+    values.iter().map(|&v| T::try_from(v).ok().expect("fits")).collect()
+}
+
+/// Runs `test(ctx, plan, input, weights, scratch)` for every context.
+fn for_each_context(
+    plan: Convolution,
+    input: &[i64],
+    weights: &[i8],
+    mut test: impl FnMut(Context, Input, Weights, &mut [i32]),
+) {
+    let (unsigned, signed): (Vec<u8>, Vec<i8>) =
+        if plan.signed { (vec![], narrow(input)) } else { (narrow(input), vec![]) };
+    let input = if plan.signed { Input::I8(&signed) } else { Input::U8(&unsigned) };
+    for (isa, pool) in contexts() {
+        let ctx = Context { isa, pool: &pool };
+        let mut packed = vec![Line::ZERO; plan.packed_len(isa)];
+        plan.pack(isa, &mut packed, weights);
+        let mut scratch = vec![-1; plan.scratch_len(ctx)];
+        test(ctx, input, Weights { raw: weights, packed: &packed }, &mut scratch);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn both_directions_are_the_definition_on_every_instruction_set(
+        g in geometry(), forward: bool, signed: bool, extreme: bool,
+    ) {
+        let fill = if extreme { Fill::Extreme } else { Fill::Random };
+        let (low, high) = if signed { (-128, if extreme { -128 } else { 127 }) } else { (0, 255) };
+        let weights: Vec<i8> = narrow(&bytes(g.weights_len(), fill, 1, -127, if extreme { -127 } else { 127 }));
+        let (direction, len) = match forward {
+            true => (Direction::Forward, g.input_len()),
+            false => (Direction::Transposed, g.output_len()),
+        };
+        let input = bytes(len, fill, 2, low, high);
+        let want = match forward {
+            true => reference::forward(&g, &input, &weights),
+            false => reference::transposed(&g, &input, &weights),
+        };
+        let plan = Convolution { geometry: g, direction, signed };
+        for_each_context(plan, &input, &weights, |ctx, input, weights, scratch| {
+            let mut out = vec![-7; want.len()];
+            plan.run(ctx, &mut out, input, weights, scratch);
+            let out: Vec<i64> = out.into_iter().map(i64::from).collect();
+            assert!(out == want, "{} x{}", ctx.isa.name(), ctx.pool.threads());
+        });
+    }
+
+    #[test]
+    fn requantised_sums_are_the_requantised_definition(g in geometry(), signed: bool, kind in 0..3usize, offset in 0..5usize) {
+        let (low, high) = if signed { (-128, 127) } else { (0, 255) };
+        let weights: Vec<i8> = narrow(&bytes(g.weights_len(), Fill::Random, 1, -127, 127));
+        let input = bytes(g.input_len(), Fill::Random, 2, low, high);
+        let multiplier: Vec<i32> = narrow(&bytes(g.c_out, Fill::Random, 3, -(1 << 30), (1 << 30) - 1));
+        let bias: Vec<i64> = bytes(g.c_out, Fill::Random, 4, -(1 << 30), 1 << 30).iter().map(|b| b << 12).collect();
+        let shift: Vec<u8> = narrow(&bytes(g.c_out, Fill::Random, 5, 36, 42));
+        let (low, high) = [(0, 255), (-127, 127), (-32767, 32767)][kind];
+        let requantizer = Requantizer { multiplier: &multiplier, bias: &bias, shift: &shift, low, high };
+        let stride = g.c_out + offset + 2;
+        let mut want = vec![-3i64; g.output_len() / g.c_out * stride];
+        if kind == 0 {
+            want.fill(3);
+        }
+        let untouched = want[0];
+        for (pixel, sums) in reference::forward(&g, &input, &weights).chunks(g.c_out).enumerate() {
+            for (k, &sum) in sums.iter().enumerate() {
+                let exact = i128::from(sum) * i128::from(multiplier[k]) + i128::from(bias[k]);
+                let (unit, floor) = (1i128 << shift[k], exact >> shift[k]);
+                let twice = 2 * (exact - floor * unit);
+                let rounded = floor + i128::from(twice > unit || (twice == unit && floor % 2 != 0));
+                want[pixel * stride + offset + k] = rounded.clamp(low.into(), high.into()) as i64;
+            }
+        }
+        let plan = Convolution { geometry: g, direction: Direction::Forward, signed };
+        for_each_context(plan, &input, &weights, |ctx, input, weights, scratch| {
+            let len = want.len();
+            let (mut a, mut b, mut c) = (vec![untouched as u8; len], vec![untouched as i8; len], vec![untouched as i16; len]);
+            let data = match kind {
+                0 => OutputData::U8(&mut a),
+                1 => OutputData::I8(&mut b),
+                _ => OutputData::I16(&mut c),
+            };
+            plan.run_requantized(ctx, Output { data, stride, offset }, input, weights, requantizer, scratch);
+            let got: Vec<i64> = match kind {
+                0 => a.into_iter().map(i64::from).collect(),
+                1 => b.into_iter().map(i64::from).collect(),
+                _ => c.into_iter().map(i64::from).collect(),
+            };
+            assert!(got == want, "{} x{}", ctx.isa.name(), ctx.pool.threads());
+        });
+    }
+
+    #[test]
+    fn the_weight_gradient_is_the_definition_on_every_instruction_set(
+        g in geometry(), signed: bool, extreme: bool, shift in prop::sample::select(vec![0u32, 8]),
+    ) {
+        let fill = if extreme { Fill::Extreme } else { Fill::Random };
+        let (low, high) = if signed { (-128, if extreme { -128 } else { 127 }) } else { (0, 255) };
+        let input = bytes(g.input_len(), fill, 2, low, high);
+        let error: Vec<i8> = narrow(&bytes(g.output_len(), fill, 3, -128, if extreme { -128 } else { 127 }));
+        let want: Vec<i64> = reference::weight_gradient(&g, &input, &error).iter().map(|v| (v << shift) + 5).collect();
+        gradients(&g, &input, signed, &error, shift, &want);
+    }
+
+    #[test]
+    fn the_three_passes_are_adjoint(g in geometry()) {
+        let x = bytes(g.input_len(), Fill::Random, 1, 0, 255);
+        let w: Vec<i8> = narrow(&bytes(g.weights_len(), Fill::Random, 2, -127, 127));
+        let e = bytes(g.output_len(), Fill::Random, 3, -128, 127);
+        let dot = |a: &[i64], b: &[i64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<i64>();
+        let w64: Vec<i64> = w.iter().map(|&v| v.into()).collect();
+        let y = reference::forward(&g, &x, &w);
+        prop_assert_eq!(dot(&y, &e), dot(&x, &reference::transposed(&g, &e, &w)));
+        prop_assert_eq!(dot(&y, &e), dot(&w64, &reference::weight_gradient(&g, &x, &narrow::<i8>(&e))));
+    }
+}
+
+fn gradients(g: &Conv2d, input: &[i64], signed: bool, error: &[i8], shift: u32, want: &[i64]) {
+    let (u, s): (Vec<u8>, Vec<i8>) = if signed { (vec![], narrow(input)) } else { (narrow(input), vec![]) };
+    for (isa, pool) in contexts() {
+        let ctx = Context { isa, pool: &pool };
+        let plan = WeightGradient { geometry: *g, signed };
+        let mut scratch = vec![-1; plan.scratch_len(ctx)];
+        let mut out = vec![5; want.len()];
+        let input = if signed { Input::I8(&s) } else { Input::U8(&u) };
+        plan.run(ctx, &mut out, input, error, shift, &mut scratch);
+        assert!(out == want, "{} x{}", isa.name(), pool.0);
+    }
+}
+
+#[test]
+fn a_weight_gradient_over_more_pixels_than_32_bits_hold_does_not_wrap() {
+    let g = Conv2d {
+        batch: 1,
+        in_h: 500,
+        in_w: 300,
+        c_in: 1,
+        c_out: 1,
+        kernel: [1; 2],
+        stride: [1; 2],
+        dilation: [1; 2],
+        padding: [0; 2],
+    };
+    let want = 150_000 * 255 * -128 + 5;
+    gradients(&g, &vec![255; 150_000], false, &vec![-128; 150_000], 0, &[want]);
+}
+
+#[test]
+fn kernels_with_more_taps_than_one_round_holds_work() {
+    let g = Conv2d {
+        batch: 1,
+        in_h: 20,
+        in_w: 21,
+        c_in: 5,
+        c_out: 33,
+        kernel: [16, 11],
+        stride: [2, 1],
+        dilation: [1; 2],
+        padding: [7, 5],
+    };
+    let input = bytes(g.input_len(), Fill::Random, 1, -128, 127);
+    let weights: Vec<i8> = narrow(&bytes(g.weights_len(), Fill::Random, 2, -127, 127));
+    let want = reference::forward(&g, &input, &weights);
+    let plan = Convolution { geometry: g, direction: Direction::Forward, signed: true };
+    for_each_context(plan, &input, &weights, |ctx, input, weights, scratch| {
+        let mut out = vec![0; want.len()];
+        plan.run(ctx, &mut out, input, weights, scratch);
+        assert!(out.iter().zip(&want).all(|(&a, &b)| i64::from(a) == b), "{}", ctx.isa.name());
+    });
+}

@@ -1,0 +1,378 @@
+//! The weight gradient: a sum over pixels.
+//!
+//! With four pixels in place of four channels this is the product that the convolution's micro-kernels compute, so
+//! they serve here too. For each tap, only output pixels whose source lies inside the image count; they are taken in
+//! blocks, in which input and error are interleaved four pixels at a time: `[pixels / 4][channel][4]`.
+
+use super::gather::{MAX_MR, MicroKernel, Tap};
+use super::{Conv2d, Input, Line};
+use crate::pool::Disjoint;
+use crate::{Context, Isa, scalar};
+#[cfg(target_arch = "x86_64")]
+use crate::{avx2, avx512vnni::convolution::Kernel};
+
+/// Pixels of a block, a multiple of 4.
+const PIXELS: usize = 384;
+/// Channels of a block of input and of error. With the block's sums they fill half of a 1 MiB second-level cache.
+const CHANNELS: usize = 256;
+/// Pixels after which i32 sums could wrap: `255 · 128 · 65 536 < 2^31`.
+const FLUSH: usize = 65_536 / PIXELS * PIXELS;
+
+/// The weight gradient of a convolution:
+/// `dw[kh, kw, ci, co] = Σ input[n, y·s − p + kh·d, x·s − p + kw·d, ci] · error[n, y, x, co]`.
+#[derive(Clone, Copy, Debug)]
+pub struct WeightGradient {
+    /// The geometry, in forward terms.
+    pub geometry: Conv2d,
+    /// Whether the input is [`Input::I8`].
+    pub signed: bool,
+}
+
+/// The blocks that a run is cut into: tasks are the blocks of every tap.
+#[derive(Clone, Copy)]
+struct Blocks {
+    /// Input channels of a block, a multiple of the micro-kernel's rows.
+    rows: usize,
+    /// Output channels of a block, a multiple of the micro-kernel's columns.
+    columns: usize,
+    row_blocks: usize,
+    column_blocks: usize,
+}
+
+impl Blocks {
+    fn new(g: &Conv2d, [mr, nr]: [usize; 2], threads: usize) -> Self {
+        let up = |value: usize, unit: usize| value.div_ceil(unit) * unit;
+        let columns = up(g.c_out.min(CHANNELS), nr);
+        let column_blocks = g.c_out.div_ceil(columns);
+        // Few taps and channels make few tasks: smaller blocks then keep all threads busy.
+        let others = g.kernel[0] * g.kernel[1] * column_blocks;
+        let wanted = (4 * threads).div_ceil(others).clamp(g.c_in.div_ceil(CHANNELS), g.c_in.div_ceil(mr));
+        let rows = up(g.c_in.div_ceil(wanted), mr);
+        Blocks { rows, columns, row_blocks: g.c_in.div_ceil(rows), column_blocks }
+    }
+
+    /// i32 of packed input, packed error, sums and sums of errors, with room to align them.
+    fn scratch_per_worker(&self) -> usize {
+        (self.rows + self.columns) * PIXELS / 4 + self.rows * self.columns + self.columns + 16
+    }
+}
+
+impl WeightGradient {
+    /// How many i32 of scratch a run takes.
+    pub fn scratch_len(&self, ctx: Context) -> usize {
+        let threads = ctx.pool.threads();
+        let tile = match ctx.isa {
+            Isa::Scalar => return 0,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => [avx2::convolution::MR, avx2::convolution::NR],
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(_) => self.tile(),
+        };
+        Blocks::new(&self.geometry, tile, threads).scratch_per_worker() * threads
+    }
+
+    /// Rows and columns of the AVX-512 micro-kernel that wastes least.
+    fn tile(&self) -> [usize; 2] {
+        let waste = |mr: &usize| self.geometry.c_in.div_ceil(*mr) * (mr + 1);
+        let mr = [14, 12, 8].into_iter().min_by_key(waste).unwrap_or(14);
+        [mr, if self.geometry.c_out <= 16 { 16 } else { 32 }]
+    }
+
+    /// Adds `sums << shift` to `out` (`[KH, KW, C_in, C_out]`). `error` is `[N, out_h, out_w, c_out]`, −128..=127.
+    /// i32 partial sums are flushed into i64 before they can wrap.
+    ///
+    /// # Panics
+    /// When a slice has another length than the geometry says, or the input another sign than the plan.
+    pub fn run(&self, ctx: Context, out: &mut [i64], input: Input, error: &[i8], shift: u32, scratch: &mut [i32]) {
+        let (len, signed) = match input {
+            Input::U8(data) => (data.len(), false),
+            Input::I8(data) => (data.len(), true),
+        };
+        assert_eq!(len, self.geometry.input_len(), "input");
+        assert_eq!(signed, self.signed, "the input's sign");
+        assert_eq!(error.len(), self.geometry.output_len(), "error");
+        assert_eq!(out.len(), self.geometry.weights_len(), "weight gradient");
+        assert!(scratch.len() >= self.scratch_len(ctx), "scratch");
+        match ctx.isa {
+            Isa::Scalar => scalar::weight_gradient::run(&self.geometry, ctx, out, input, error, shift),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(isa) => {
+                self.run_with(avx2::convolution::Kernel::new(isa, false), ctx, out, input, error, shift, scratch);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(isa) => match self.tile() {
+                [14, 32] => self.run_with(Kernel::<14, 2, false>(isa), ctx, out, input, error, shift, scratch),
+                [12, 32] => self.run_with(Kernel::<12, 2, false>(isa), ctx, out, input, error, shift, scratch),
+                [8, 32] => self.run_with(Kernel::<8, 2, false>(isa), ctx, out, input, error, shift, scratch),
+                [14, _] => self.run_with(Kernel::<14, 1, false>(isa), ctx, out, input, error, shift, scratch),
+                [12, _] => self.run_with(Kernel::<12, 1, false>(isa), ctx, out, input, error, shift, scratch),
+                _ => self.run_with(Kernel::<8, 1, false>(isa), ctx, out, input, error, shift, scratch),
+            },
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the operands of the product")]
+    fn run_with<K: MicroKernel>(
+        &self,
+        kernel: K,
+        ctx: Context,
+        out: &mut [i64],
+        input: Input,
+        error: &[i8],
+        shift: u32,
+        scratch: &mut [i32],
+    ) {
+        let g = self.geometry;
+        let blocks = Blocks::new(&g, [K::MR, K::NR], ctx.pool.threads());
+        let (out, scratch) = (Disjoint::new(out), Disjoint::new(scratch));
+        let per_tap = blocks.row_blocks * blocks.column_blocks;
+        ctx.pool.run(g.kernel[0] * g.kernel[1] * per_tap, &|task, worker| {
+            let len = blocks.scratch_per_worker();
+            // SAFETY: each worker has its own part, and runs one task at a time.
+            let scratch = unsafe { scratch.piece(worker * len, (worker + 1) * len) };
+            let mut block = Block::new(&g, &blocks, task / per_tap, task % per_tap, scratch);
+            let mut pixels = Pixels::new(&g, task / per_tap);
+            let mut since_flush = 0;
+            loop {
+                let len = pixels.advance();
+                if len == 0 || since_flush == FLUSH {
+                    // SAFETY: tasks have disjoint taps or disjoint blocks of channels.
+                    unsafe { block.flush(&out, [K::MR, K::NR], shift) };
+                    since_flush = 0;
+                }
+                if len == 0 {
+                    break;
+                }
+                since_flush += PIXELS;
+                block.pack(ctx.isa, &pixels, len, input, error, K::NR);
+                block.multiply(kernel, len.div_ceil(4));
+            }
+        });
+    }
+}
+
+/// The output pixels whose source for one tap lies inside the image, a block at a time.
+struct Pixels {
+    g: Conv2d,
+    tap: [usize; 2],
+    /// First and one past the last valid output row and column.
+    valid: [[usize; 2]; 2],
+    next: [usize; 3],
+    input: [usize; PIXELS],
+    error: [usize; PIXELS],
+}
+
+impl Pixels {
+    fn new(g: &Conv2d, tap: usize) -> Self {
+        let tap = [tap / g.kernel[1], tap % g.kernel[1]];
+        let valid = [(g.in_h, g.out_h()), (g.in_w, g.out_w())];
+        let valid = [0, 1].map(|axis| {
+            let (size, count) = valid[axis];
+            let reach = tap[axis] * g.dilation[axis];
+            // o · stride + reach − padding lies in 0..size.
+            let first = g.padding[axis].saturating_sub(reach).div_ceil(g.stride[axis]);
+            let end = (size + g.padding[axis]).saturating_sub(reach).div_ceil(g.stride[axis]);
+            [first, end.clamp(first, count.max(first))]
+        });
+        let next = [0, valid[0][0], valid[1][0]];
+        Pixels { g: *g, tap, valid, next, input: [0; PIXELS], error: [0; PIXELS] }
+    }
+
+    /// Looks up the next block; returns its length, 0 at the end.
+    fn advance(&mut self) -> usize {
+        let g = &self.g;
+        let [[top, bottom], [left, right]] = self.valid;
+        let (out_h, out_w) = (g.out_h(), g.out_w());
+        if left >= right || top >= bottom {
+            return 0;
+        }
+        let source = |axis: usize, at: usize| at * g.stride[axis] + self.tap[axis] * g.dilation[axis] - g.padding[axis];
+        let [mut n, mut y, mut x] = self.next;
+        let mut len = 0;
+        while n < g.batch && len < PIXELS {
+            let run = (right - x).min(PIXELS - len);
+            let input_row = (n * g.in_h + source(0, y)) * g.in_w;
+            let error_row = (n * out_h + y) * out_w;
+            for i in 0..run {
+                self.input[len + i] = input_row + source(1, x + i);
+                self.error[len + i] = error_row + x + i;
+            }
+            len += run;
+            x += run;
+            if x == right {
+                (x, y) = (left, y + 1);
+            }
+            if y == bottom {
+                (y, n) = (top, n + 1);
+            }
+        }
+        self.next = [n, y, x];
+        len
+    }
+}
+
+/// One task: a tap's sums for a block of input channels and a block of output channels.
+struct Block<'a> {
+    c_in: usize,
+    c_out: usize,
+    tap: usize,
+    /// First and number of input channels.
+    rows: [usize; 2],
+    /// First and number of output channels.
+    columns: [usize; 2],
+    /// Rows of the packed input.
+    packed_rows: usize,
+    /// `[pixels / 4][packed_rows][4]`.
+    input: &'a mut [u8],
+    /// `[panel][PIXELS / 4][NR][4]`.
+    error: &'a mut [Line],
+    /// `[panel][row tile][MR][NR]`.
+    sums: &'a mut [i32],
+    /// For signed input, the sum of each output channel's errors since the last flush.
+    error_sums: &'a mut [i32],
+    signed: bool,
+}
+
+impl<'a> Block<'a> {
+    fn new(g: &Conv2d, blocks: &Blocks, tap: usize, index: usize, scratch: &'a mut [i32]) -> Self {
+        let row = index / blocks.column_blocks * blocks.rows;
+        let column = index % blocks.column_blocks * blocks.columns;
+        // SAFETY: a line is 64 bytes of integers, any bits are valid for both.
+        let (_, lines, _) = unsafe { scratch.align_to_mut::<Line>() };
+        let (error, rest) = lines.split_at_mut(blocks.columns * PIXELS / 64);
+        let (input, rest) = rest.split_at_mut(blocks.rows * PIXELS / 64);
+        // SAFETY: as above.
+        let (_, input, _) = unsafe { input.align_to_mut::<u8>() };
+        // SAFETY: as above.
+        let (_, rest, _) = unsafe { rest.align_to_mut::<i32>() };
+        let (sums, rest) = rest.split_at_mut(blocks.rows * blocks.columns);
+        let error_sums = &mut rest[..blocks.columns];
+        sums.fill(0);
+        error_sums.fill(0);
+        Block {
+            c_in: g.c_in,
+            c_out: g.c_out,
+            tap,
+            rows: [row, blocks.rows.min(g.c_in - row)],
+            columns: [column, blocks.columns.min(g.c_out - column)],
+            packed_rows: blocks.rows,
+            input,
+            error,
+            sums,
+            error_sums,
+            signed: false,
+        }
+    }
+
+    /// Interleaves a block's input and error.
+    fn pack(&mut self, isa: Isa, pixels: &Pixels, len: usize, input: Input, error: &[i8], nr: usize) {
+        self.signed = matches!(input, Input::I8(_));
+        let [row, rows] = self.rows;
+        let [column, columns] = self.columns;
+        let (c_in, c_out) = (self.c_in, self.c_out);
+        isa.vectorize(
+            #[inline(always)]
+            || {
+                for group in 0..len.div_ceil(4) {
+                    let count = (len - group * 4).min(4);
+                    let out = &mut self.input[group * self.packed_rows * 4..][..rows * 4];
+                    let at = |lane: usize| pixels.input[group * 4 + lane] * c_in + row;
+                    match input {
+                        Input::U8(data) => interleave(out, count, |lane| &data[at(lane)..][..rows], |v: u8| v),
+                        // The bias makes signed input the unsigned operand; `flush` takes it back.
+                        Input::I8(data) => {
+                            interleave(out, count, |lane| &data[at(lane)..][..rows], |v: i8| v as u8 ^ 0x80);
+                        }
+                    }
+                    let at = |lane: usize| pixels.error[group * 4 + lane] * c_out + column;
+                    for panel in 0..columns.div_ceil(nr) {
+                        let width = nr.min(columns - panel * nr);
+                        let lines = nr * 4 / 64;
+                        let out = &mut self.error[(panel * PIXELS / 4 + group) * lines..][..lines];
+                        for (i, line) in out.iter_mut().enumerate() {
+                            let from = (i * 16).min(width);
+                            let width = (width - from).min(16);
+                            let source = |lane: usize| &error[at(lane) + panel * nr + from..][..width];
+                            interleave(&mut line.0[..width * 4], count, source, |v: i8| v);
+                            line.0[width * 4..].fill(0);
+                        }
+                    }
+                    if self.signed {
+                        for lane in 0..count {
+                            let errors = &error[at(lane)..][..columns];
+                            self.error_sums.iter_mut().zip(errors).for_each(|(sum, &e)| *sum += i32::from(e));
+                        }
+                    }
+                }
+            },
+        );
+    }
+
+    /// Adds a packed block's products to the sums.
+    fn multiply<K: MicroKernel>(&mut self, kernel: K, groups: usize) {
+        let tile = K::MR * K::NR;
+        let row_tiles = self.packed_rows / K::MR;
+        let used_tiles = self.rows[1].div_ceil(K::MR);
+        let panel_lines = PIXELS / 4 * K::NR * 4 / 64;
+        for panel in 0..self.columns[1].div_ceil(K::NR) {
+            let error = &self.error[panel * panel_lines..][..panel_lines];
+            for row_tile in 0..used_tiles {
+                let sums = &mut self.sums[(panel * row_tiles + row_tile) * tile..][..tile];
+                let mut tap = Tap { index: 0, sources: [self.input.as_ptr(); MAX_MR] };
+                for (m, source) in tap.sources[..K::MR].iter_mut().enumerate() {
+                    *source = self.input[(row_tile * K::MR + m) * 4..].as_ptr();
+                }
+                // SAFETY: row `m` of every group lies in the packed input, `4 · packed_rows` bytes after that of the
+                // group before.
+                unsafe { kernel.accumulate(sums, error, &[tap], groups, self.packed_rows * 4) };
+            }
+        }
+    }
+
+    /// Adds the sums to `out` and starts over.
+    ///
+    /// # Safety
+    /// No other block of the same tap and channels may flush at the same time.
+    unsafe fn flush(&mut self, out: &Disjoint<i64>, [mr, nr]: [usize; 2], shift: u32) {
+        let row_tiles = self.packed_rows / mr;
+        for panel in 0..self.columns[1].div_ceil(nr) {
+            let width = nr.min(self.columns[1] - panel * nr);
+            for row in 0..self.rows[1] {
+                let sums = &self.sums[((panel * row_tiles + row / mr) * mr + row % mr) * nr..][..width];
+                let at = (self.tap * self.c_in + self.rows[0] + row) * self.c_out + self.columns[0] + panel * nr;
+                // SAFETY: these weights are this block's alone, as the caller promises.
+                let out = unsafe { out.piece(at, at + width) };
+                let biases = &self.error_sums[panel * nr..];
+                for ((out, &sum), &bias) in out.iter_mut().zip(sums).zip(biases) {
+                    *out += (i64::from(sum) - 128 * i64::from(bias)) << shift;
+                }
+            }
+        }
+        self.sums.fill(0);
+        self.error_sums.fill(0);
+    }
+}
+
+/// Writes four rows of bytes, `source(0..count)` and zeros, as groups of four: `out[i][lane] = source(lane)[i]`.
+#[inline(always)]
+fn interleave<'a, T: Copy + Default + 'a, U: Copy + Default>(
+    out: &mut [U],
+    count: usize,
+    source: impl Fn(usize) -> &'a [T],
+    convert: impl Fn(T) -> U,
+) {
+    let out = out.as_chunks_mut::<4>().0;
+    if count == 4 {
+        let [a, b, c, d] = [source(0), source(1), source(2), source(3)];
+        for ((((out, &a), &b), &c), &d) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
+            *out = [convert(a), convert(b), convert(c), convert(d)];
+        }
+        return;
+    }
+    for (i, out) in out.iter_mut().enumerate() {
+        *out = [U::default(); 4];
+        for (lane, slot) in out.iter_mut().enumerate().take(count) {
+            *slot = convert(source(lane)[i]);
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! A network in training: the operators of a graph, run forward and backward.
+
+use crate::buffers::Buffers;
+use crate::data::Batch;
+use crate::graph::{ConvOutput, Graph, GraphError, NodeId, OpSpec};
+use crate::loss::{LossOutput, segmentation_loss};
+use crate::ops::batch_norm::BatchNorm;
+use crate::ops::conv::Conv;
+use crate::ops::{Bits, Operator, Step};
+use crate::ops::{
+    add::Add, average_pool::GlobalAveragePool, concat::Concat, dropout::Dropout, max_pool::MaxPool, resize::ResizeLike,
+};
+use crate::parameter::{Parameter, Rate};
+use crate::tensor::{Mantissas, Shape, Tensor};
+use intseg_kernels::requantize::{self, Contribution};
+use intseg_kernels::{Context, Dither, Role};
+
+/// Exponent of the image: value − 128 in units of 1/128.
+pub const IMAGE_EXPONENT: i32 = -7;
+
+/// Steps after which a range of exponents is forgotten, at the earliest.
+const RANGE_WINDOW: u64 = 64;
+
+/// The operator of a node. The four kinds that folding and checkpoints look into are named, the rest need no name.
+pub enum Layer {
+    /// The image has no operator.
+    Image,
+    /// A convolution.
+    Conv(Box<Conv>),
+    /// A batch normalisation.
+    BatchNorm(Box<BatchNorm>),
+    /// An operator without parameters.
+    Other(Box<dyn Operator>),
+}
+
+impl Layer {
+    fn operator(&mut self) -> Option<&mut dyn Operator> {
+        match self {
+            Layer::Image => None,
+            Layer::Conv(conv) => Some(conv.as_mut()),
+            Layer::BatchNorm(norm) => Some(norm.as_mut()),
+            Layer::Other(operator) => Some(operator.as_mut()),
+        }
+    }
+}
+
+/// The largest exponent that a node's output had in the last 64 to 128 steps: deployment freezes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExponentRange {
+    /// Largest of the window that is being filled.
+    pub current: i32,
+    /// Largest of the window before it.
+    pub previous: i32,
+}
+
+impl ExponentRange {
+    const NONE: i32 = i32::MIN;
+
+    fn observe(&mut self, exponent: i32) {
+        self.current = self.current.max(exponent);
+    }
+
+    fn rotate(&mut self) {
+        self.previous = self.current;
+        self.current = Self::NONE;
+    }
+
+    /// The exponent to freeze.
+    pub fn frozen(self) -> Option<i32> {
+        Some(self.current.max(self.previous)).filter(|&e| e != Self::NONE)
+    }
+}
+
+/// What one step did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StepOutcome {
+    /// Sum of −log2(p) over the valid pixels, weighted by class, in units of 2^-16.
+    pub loss_q16: i64,
+    /// Sum of the class weights of the valid pixels, in units of 2^-8.
+    pub weight_q8: u64,
+    /// Pixels that are not ignored.
+    pub valid: u64,
+    /// Pixels whose largest logit is their label's.
+    pub correct: u64,
+}
+
+/// What the loss and the update need besides the data.
+pub struct Recipe<'a> {
+    /// Instruction set and threads.
+    pub kernels: Context<'a>,
+    /// Bit widths.
+    pub bits: Bits,
+    /// Seed of all random bits.
+    pub seed: u64,
+    /// The step's number.
+    pub step: u64,
+    /// Class weights in 256ths, for the main and the auxiliary loss.
+    pub class_weights: [&'a [u16]; 2],
+    /// The learning rate in units of 2^-32.
+    pub lr_q32: u64,
+    /// The weight decay in units of 2^-32.
+    pub decay_q32: u64,
+    /// The momentum in units of 2^-15.
+    pub momentum_q15: u32,
+}
+
+/// A network in training.
+pub struct Network {
+    /// Its definition.
+    pub graph: Graph,
+    /// One layer a node.
+    pub layers: Vec<Layer>,
+    /// One range a node.
+    pub ranges: Vec<ExponentRange>,
+    buffers: Buffers,
+    last_reader: Vec<usize>,
+}
+
+impl Network {
+    /// Instantiates a graph with initial weights drawn from `seed`.
+    ///
+    /// # Errors
+    /// When a layer's accumulator could overflow.
+    pub fn new(graph: Graph, seed: u64) -> Result<Self, GraphError> {
+        // Channels do not depend on the image's size.
+        let shapes = graph.shapes(Shape::new(1, 64, 64, 3))?;
+        let layers = (0..graph.nodes.len()).map(|i| instantiate(&graph, &shapes, i, seed)).collect();
+        let mut last_reader = vec![0; graph.nodes.len()];
+        for (index, node) in graph.nodes.iter().enumerate() {
+            node.inputs.iter().for_each(|id| last_reader[id.0] = index);
+        }
+        let none = ExponentRange { current: ExponentRange::NONE, previous: ExponentRange::NONE };
+        Ok(Network { layers, ranges: vec![none; graph.nodes.len()], buffers: Buffers::default(), last_reader, graph })
+    }
+
+    /// Every parameter, in the graph's order.
+    pub fn parameters(&mut self) -> impl Iterator<Item = &mut Parameter> {
+        self.layers.iter_mut().filter_map(Layer::operator).flat_map(|operator| operator.parameters())
+    }
+
+    /// State besides the parameters: running statistics, in the graph's order.
+    pub fn state(&mut self) -> impl Iterator<Item = &mut Vec<i64>> {
+        self.layers.iter_mut().filter_map(Layer::operator).flat_map(|operator| operator.state())
+    }
+
+    /// Number of trained values.
+    pub fn parameter_count(&mut self) -> usize {
+        self.parameters().map(|p| p.master.len()).sum()
+    }
+
+    /// One step: forward, loss, backward, update.
+    pub fn train_step(&mut self, batch: &Batch, recipe: &Recipe) -> StepOutcome {
+        if recipe.step.is_multiple_of(RANGE_WINDOW) {
+            self.ranges.iter_mut().for_each(ExponentRange::rotate);
+        }
+        let mut values = self.forward(batch, recipe);
+        for (range, value) in self.ranges.iter_mut().zip(&values) {
+            range.observe(value.exponent);
+        }
+        let mut errors: Vec<Vec<Tensor>> = values.iter().map(|_| Vec::new()).collect();
+        let heads = std::iter::once(self.graph.logits).chain(self.graph.auxiliary);
+        let mut outcome = StepOutcome::default();
+        for (head, (node, weights)) in heads.zip(recipe.class_weights).enumerate() {
+            let step = self.step(recipe, node.0);
+            let loss = segmentation_loss(&step, &values[node.0], &batch.labels, batch.size, self.graph.align_corners, weights);
+            let LossOutput { loss_q16, weight_q8, valid, correct, error } = loss;
+            errors[node.0].push(error);
+            if head == 0 {
+                outcome = StepOutcome { loss_q16, weight_q8, valid, correct };
+            }
+        }
+        let rate = Rate::new(recipe.lr_q32, outcome.weight_q8, recipe.decay_q32, recipe.momentum_q15);
+        self.backward(&mut values, errors, recipe, &rate);
+        values.into_iter().for_each(|value| self.buffers.give(value));
+        outcome
+    }
+
+    fn step<'a>(&'a self, recipe: &'a Recipe, node: usize) -> Step<'a> {
+        step_of(&self.buffers, recipe, node)
+    }
+
+    /// Every node's output. Accumulators are given back once their reader has run, and leave an empty tensor.
+    fn forward(&mut self, batch: &Batch, recipe: &Recipe) -> Vec<Tensor> {
+        let mut values: Vec<Tensor> = Vec::with_capacity(self.graph.nodes.len());
+        for (index, node) in self.graph.nodes.iter().enumerate() {
+            let step = step_of(&self.buffers, recipe, index);
+            let value = match self.layers[index].operator() {
+                None => {
+                    let mut image = self.buffers.take_i8(batch.images.len());
+                    image.copy_from_slice(&batch.images);
+                    Tensor::i8(batch.shape(), IMAGE_EXPONENT, image)
+                }
+                Some(operator) => {
+                    let inputs: Vec<&Tensor> = node.inputs.iter().map(|id| &values[id.0]).collect();
+                    operator.forward(&step, &inputs)
+                }
+            };
+            values.push(value);
+            for id in &node.inputs {
+                if self.last_reader[id.0] == index
+                    && let Mantissas::I32(sums) = &mut values[id.0].mantissas
+                {
+                    self.buffers.give_i32(std::mem::take(sums));
+                }
+            }
+        }
+        values
+    }
+
+    /// Hands errors from the heads to the image, and updates each layer's parameters as soon as its gradients are
+    /// there: no two layers' gradients exist at the same time.
+    fn backward(&mut self, values: &mut [Tensor], mut errors: Vec<Vec<Tensor>>, recipe: &Recipe, rate: &Rate) {
+        for index in (0..self.graph.nodes.len()).rev() {
+            let parts = std::mem::take(&mut errors[index]);
+            let step = step_of(&self.buffers, recipe, index);
+            let Some(operator) = self.layers[index].operator() else {
+                parts.into_iter().for_each(|part| self.buffers.give(part));
+                continue;
+            };
+            if parts.is_empty() {
+                continue;
+            }
+            let error = collect(&step, &values[index], parts);
+            let node = &self.graph.nodes[index];
+            let inputs: Vec<&Tensor> = node.inputs.iter().map(|id| &values[id.0]).collect();
+            let wanted: Vec<bool> =
+                node.inputs.iter().map(|id| !matches!(self.graph.nodes[id.0].op, OpSpec::Image)).collect();
+            let parts = operator.backward(&step, &inputs, &values[index], error, &wanted);
+            for (id, part) in node.inputs.iter().zip(parts) {
+                errors[id.0].extend(part);
+            }
+            for (part, parameter) in operator.parameters().into_iter().enumerate() {
+                parameter.update(&step, part as u32, rate);
+            }
+        }
+    }
+}
+
+fn step_of<'a>(buffers: &'a Buffers, recipe: &Recipe<'a>, node: usize) -> Step<'a> {
+    Step {
+        kernels: recipe.kernels,
+        bits: recipe.bits,
+        buffers,
+        seed: recipe.seed,
+        number: recipe.step,
+        node: node as u32,
+    }
+}
+
+fn instantiate(graph: &Graph, shapes: &[Shape], index: usize, seed: u64) -> Layer {
+    let node = &graph.nodes[index];
+    let input = |k: usize| shapes[node.inputs[k].0];
+    match &node.op {
+        OpSpec::Image => Layer::Image,
+        OpSpec::Conv(spec) => {
+            let signed = matches!(graph.nodes[node.inputs[0].0].op, OpSpec::Image);
+            let draw = Dither::new(seed, 0, index as u32, Role::Initial);
+            Layer::Conv(Box::new(Conv::new(&node.name, *spec, input(0).c, signed, draw)))
+        }
+        OpSpec::BatchNorm { relu } => Layer::BatchNorm(Box::new(BatchNorm::new(&node.name, input(0).c, *relu))),
+        OpSpec::MaxPool(spec) => Layer::Other(Box::new(MaxPool::new(*spec))),
+        OpSpec::GlobalAveragePool => Layer::Other(Box::new(GlobalAveragePool::new())),
+        OpSpec::ResizeLike => Layer::Other(Box::new(ResizeLike::new(graph.align_corners))),
+        OpSpec::Add { relu } => Layer::Other(Box::new(Add::new(*relu))),
+        OpSpec::Concat => Layer::Other(Box::new(Concat::new())),
+        OpSpec::Dropout { drop_256 } => Layer::Other(Box::new(Dropout::new(*drop_256))),
+    }
+}
+
+/// Sums the parts of an error that a node's readers sent, and brings the sum to the bits that the node's output
+/// wants: 16 for a residual stream or logits, E1 for an activation. A single part that fits passes as it is.
+fn collect(step: &Step, output: &Tensor, mut parts: Vec<Tensor>) -> Tensor {
+    let wide = matches!(output.mantissas, Mantissas::I16(_));
+    let bits = if wide { step.bits.residual } else { step.bits.e1 };
+    let fits = |part: &Tensor| match part.mantissas {
+        Mantissas::I8(_) => true,
+        Mantissas::I16(_) => bits > 8 || matches!(output.mantissas, Mantissas::I32(_)),
+        _ => false,
+    };
+    if parts.len() == 1 && fits(&parts[0]) {
+        return parts.remove(0);
+    }
+    let finest = parts.iter().map(|part| part.exponent).min().expect("a node without an error is skipped");
+    let contributions: Vec<Contribution> = parts
+        .iter()
+        .map(|part| {
+            let shift = (part.exponent - finest) as u32;
+            match &part.mantissas {
+                Mantissas::I8(m) => Contribution::I8(m, shift),
+                Mantissas::I16(m) => Contribution::I16(m, shift),
+                Mantissas::I32(m) => Contribution::I32(m, shift),
+                Mantissas::U8(_) => unreachable!("errors are signed"),
+            }
+        })
+        .collect();
+    let dither = step.dither(Role::ErrorAtActivation, 0);
+    let len = output.shape.len();
+    let error = if bits > 8 {
+        let mut out = step.buffers.take_i16(len);
+        let shift = requantize::collect_i16(step.kernels, &mut out, &contributions, bits, dither);
+        Tensor::i16(output.shape, finest + shift as i32, out)
+    } else {
+        let mut out = step.buffers.take_i8(len);
+        let shift = requantize::collect_i8(step.kernels, &mut out, &contributions, bits, dither);
+        Tensor::i8(output.shape, finest + shift as i32, out)
+    };
+    parts.into_iter().for_each(|part| step.buffers.give(part));
+    error
+}
