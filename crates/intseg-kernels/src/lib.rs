@@ -17,12 +17,15 @@ extern crate std;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512vnni;
+pub mod batch_norm;
 pub mod conv;
 pub mod dither;
 pub mod isa;
 pub mod pool;
+pub mod requantize;
 pub mod round;
 mod scalar;
+pub mod sgd;
 #[cfg(test)]
 mod testing;
 

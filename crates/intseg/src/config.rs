@@ -97,7 +97,7 @@ impl Default for Augment {
 }
 
 /// How the learning rate falls.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Decay {
     /// It stays.
@@ -236,8 +236,7 @@ impl Config {
             assign(&mut table, assignment).map_err(fail)?;
             toml::Value::Table(table.clone()).try_into::<Config>().map_err(|e| fail(e.to_string()))?;
         }
-        let config: Config =
-            toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| wrong(e))?;
+        let config: Config = toml::Value::Table(table).try_into().map_err(|e: toml::de::Error| wrong(e))?;
         config.validate()?;
         Ok(config)
     }
@@ -263,7 +262,12 @@ impl Config {
             check((8..=4096).contains(&size), "augment.crop", size, "two sizes of 8 to 4096 pixels")?;
         }
         let [low, high] = augment.scale;
-        check(low >= 0.1 && low <= high && high <= 8.0, "augment.scale", format!("{:?}", augment.scale), "two rising numbers of 0.1 to 8")?;
+        check(
+            low >= 0.1 && low <= high && high <= 8.0,
+            "augment.scale",
+            format!("{:?}", augment.scale),
+            "two rising numbers of 0.1 to 8",
+        )?;
         check((0.0..=1.0).contains(&augment.brightness), "augment.brightness", augment.brightness, "0 to 1")?;
         check((0.0..=1.0).contains(&augment.contrast), "augment.contrast", augment.contrast, "0 to 1")?;
         check(train.steps > 0, "train.steps", train.steps, "at least 1")?;
@@ -271,7 +275,12 @@ impl Config {
         check(train.lr > 0.0 && train.lr < 16.0, "train.lr", train.lr, "above 0 and below 16")?;
         check((0.0..=0.999).contains(&train.momentum), "train.momentum", train.momentum, "0 to 0.999")?;
         check((0.0..=0.1).contains(&train.weight_decay), "train.weight_decay", train.weight_decay, "0 to 0.1")?;
-        check((0.0..=4.0).contains(&train.auxiliary_weight), "train.auxiliary_weight", train.auxiliary_weight, "0 to 4")?;
+        check(
+            (0.0..=4.0).contains(&train.auxiliary_weight),
+            "train.auxiliary_weight",
+            train.auxiliary_weight,
+            "0 to 4",
+        )?;
         check(train.save_every > 0, "train.save_every", train.save_every, "at least 1")?;
         check(train.log_every > 0, "train.log_every", train.log_every, "at least 1")?;
         if let ClassWeights::List(list) = &train.class_weights {

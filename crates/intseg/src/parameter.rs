@@ -1,5 +1,10 @@
 //! Trained parameters: the integers in use, their masters and their momentum.
 
+use crate::ops::Step;
+use intseg_kernels::round::{bit_length, half_even_i32, half_even_i64};
+use intseg_kernels::sgd::{self, Update};
+use intseg_kernels::{Dither, Role};
+
 /// How a parameter is stored and used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -38,8 +43,222 @@ pub struct Parameter {
     pub master: Vec<i32>,
     /// Momentum.
     pub momentum: Vec<i32>,
-    /// Exact gradient sums of this step.
+    /// Exact gradient sums of this step; empty once they are used.
     pub gradient: Vec<i64>,
     /// `gradient` is in units of `2^gradient_exponent`.
     pub gradient_exponent: i32,
+    /// Masters that the last update left outside the grid.
+    pub saturated: usize,
+}
+
+/// The learning rate of one step over its number of pixels, as integers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// `lr / n = mantissa · 2^exponent`, the mantissa below 2^16.
+    pub mantissa: u32,
+    /// See `mantissa`.
+    pub exponent: i32,
+    /// Learning rate times weight decay, Q40.
+    pub decay_q40: u64,
+    /// Momentum, Q15.
+    pub momentum_q15: u32,
+}
+
+impl Rate {
+    /// From a learning rate and a weight decay in units of 2^-32 and the sum of the pixels' weights in units of 2^-8.
+    pub fn new(lr_q32: u64, weight_q8: u64, decay_q32: u64, momentum_q15: u32) -> Self {
+        // lr · 2^32 / (n · 2^8) = (lr / n) · 2^24, here with 40 more bits.
+        let quotient = (u128::from(lr_q32) << 40) / u128::from(weight_q8.max(1));
+        let spare = (128 - quotient.leading_zeros()).saturating_sub(16);
+        let decay_q40 = ((u128::from(lr_q32) * u128::from(decay_q32)) >> 24) as u64;
+        Rate { mantissa: (quotient >> spare) as u32, exponent: spare as i32 - 64, decay_q40, momentum_q15 }
+    }
+}
+
+impl Parameter {
+    fn new(name: &str, shape: &[usize], kind: Kind, exponent: i32, master: Vec<i32>) -> Self {
+        Parameter {
+            name: name.to_owned(),
+            shape: shape.to_vec(),
+            kind,
+            exponent,
+            momentum: vec![0; master.len()],
+            master,
+            gradient: Vec::new(),
+            gradient_exponent: 0,
+            saturated: 0,
+        }
+    }
+
+    /// Weights `[KH, KW, C_in, C_out]` drawn from a normal distribution of variance `2 / (KH·KW·C_in)` (He et al.
+    /// 2015), as a sum of twelve uniform numbers.
+    pub fn he_normal(name: &str, shape: [usize; 4], draw: Dither) -> Self {
+        let fan_in = (shape[0] * shape[1] * shape[2]) as u64;
+        let deviation_q30 = ((2u64 << 60) / fan_in).isqrt() as i64;
+        let values_q46: Vec<i64> = (0..shape.iter().product())
+            .map(|i| {
+                let sum: i64 =
+                    (0..6).map(|k| draw.at(i * 6 + k)).map(|r| i64::from(r & 0xFFFF) + i64::from(r >> 16)).sum();
+                (sum - 6 * 65_536) * deviation_q30
+            })
+            .collect();
+        let largest = values_q46.iter().fold(1, |max: u64, v| max.max(v.unsigned_abs()));
+        let exponent = bit_length(largest) as i32 - 46 - 7;
+        let drop = (exponent - 16 + 46) as u32;
+        let master = values_q46.iter().map(|&v| half_even_i64(v, drop) as i32).collect();
+        Self::new(name, &shape, Kind::Weight, exponent, master)
+    }
+
+    /// `len` biases, scales or offsets of one value in units of 2^-12.
+    pub fn affine(name: &str, len: usize, value_q12: i32) -> Self {
+        Self::new(name, &[len], Kind::Affine, -12, vec![value_q12 << Kind::Affine.fraction_bits(); len])
+    }
+
+    /// The weights that convolutions use: masters to nearest, on a grid of `bits` bits over ±127 steps.
+    pub fn in_use_i8(&self, bits: u32, out: &mut [i8]) {
+        let coarse = 8 - bits;
+        let limit = (1 << (bits - 1)) - 1;
+        for (out, &master) in out.iter_mut().zip(&self.master) {
+            *out = (half_even_i32(master, 16 + coarse).clamp(-limit, limit) << coarse) as i8;
+        }
+    }
+
+    /// γ or β as used, in units of 2^-12: all 12 fractional bits, or with fewer than 14 bits a grid over [−2, 2).
+    pub fn in_use_affine(&self, index: usize, bits: u32) -> i32 {
+        if bits >= 14 {
+            return half_even_i32(self.master[index], 8).clamp(-32_767, 32_767);
+        }
+        let coarse = 14 - bits;
+        let limit = 1 << (bits - 1);
+        half_even_i32(self.master[index], 8 + coarse).clamp(-limit, limit - 1) << coarse
+    }
+
+    /// A bias as used, in units of 2^-12.
+    pub fn in_use_bias(&self, index: usize) -> i32 {
+        half_even_i32(self.master[index], 8)
+    }
+
+    /// One step of gradient descent with momentum from the gradient, whose buffer is given back. Does nothing when
+    /// there is no gradient. `part` tells an operator's parameters apart.
+    pub fn update(&mut self, step: &Step, part: u32, rate: &Rate) {
+        if self.gradient.is_empty() {
+            return;
+        }
+        let gradient = std::mem::take(&mut self.gradient);
+        let ctx = step.kernels;
+        let gradient_shift = match step.bits.g {
+            32 => 0,
+            bits => sgd::gradient_shift(sgd::max_magnitude_i64(ctx, &gradient), bits),
+        };
+        let momentum_exponent = self.exponent - self.kind.fraction_bits() as i32 - 8;
+        let weight = self.kind == Kind::Weight;
+        let update = Update {
+            gradient_shift,
+            rate: rate.mantissa,
+            rate_shift: momentum_exponent - (self.gradient_exponent + gradient_shift as i32 + rate.exponent),
+            decay_q40: if weight { rate.decay_q40 } else { 0 },
+            momentum_q15: rate.momentum_q15,
+            coarse: if weight { 24 - step.bits.update } else { 0 },
+            limit: if weight { 127 << 16 } else { i32::MAX },
+        };
+        let dither = step.dither(Role::Update, part);
+        self.saturated = sgd::update(ctx, &mut self.master, &mut self.momentum, &gradient, &update, dither);
+        step.buffers.give_i64(gradient);
+        if self.saturated * 2000 > self.master.len() {
+            self.exponent += 1;
+            sgd::halve(ctx, &mut self.master, step.dither(Role::Regrid, 2 * part));
+            sgd::halve(ctx, &mut self.momentum, step.dither(Role::Regrid, 2 * part + 1));
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::float_arithmetic, reason = "tests compare with the real-valued rule")]
+mod tests {
+    use super::*;
+    use crate::buffers::Buffers;
+    use crate::ops::Bits;
+    use intseg_kernels::Context;
+
+    fn step(buffers: &Buffers, number: u64) -> Step<'_> {
+        Step { kernels: Context::reference(), bits: Bits::default(), buffers, seed: 1, number, node: 3 }
+    }
+
+    #[test]
+    fn initial_weights_have_the_deviation_of_he() {
+        let p = Parameter::he_normal("w", [3, 3, 64, 64], Dither::new(0, 0, 0, Role::Initial));
+        let unit = 2f64.powi(p.exponent - 16);
+        let n = p.master.len() as f64;
+        let mean = p.master.iter().map(|&m| f64::from(m) * unit).sum::<f64>() / n;
+        let deviation = (p.master.iter().map(|&m| (f64::from(m) * unit).powi(2)).sum::<f64>() / n).sqrt();
+        let want = (2.0f64 / (9.0 * 64.0)).sqrt();
+        assert!(mean.abs() < 0.02 * want && (deviation / want - 1.0).abs() < 0.02, "{mean} {deviation} {want}");
+        let largest = p.master.iter().map(|m| m.unsigned_abs()).max().unwrap();
+        assert!((1 << 22..=1 << 23).contains(&largest), "{largest}");
+    }
+
+    #[test]
+    fn many_small_updates_follow_the_real_valued_rule() {
+        let buffers = Buffers::default();
+        let mut p = Parameter::affine("b", 400, 4096);
+        let start = p.clone();
+        let rate = Rate::new(1 << 26, 1 << 8, 0, 29_491);
+        for number in 0..200 {
+            p.gradient = vec![3; 400];
+            p.gradient_exponent = -15;
+            p.update(&step(&buffers, number), 0, &rate);
+        }
+        let (mut w, mut v) = (1.0, 0.0);
+        for _ in 0..200 {
+            v = v * (29_491.0 / 32_768.0) + 3.0 / 32_768.0 / 64.0;
+            w -= v;
+        }
+        let mean = p.master.iter().map(|&m| f64::from(m) / 2f64.powi(20)).sum::<f64>() / 400.0;
+        assert!((mean - w).abs() < 1e-6 * 20.0, "{mean} against {w}");
+        assert_ne!(p.master, start.master);
+    }
+
+    #[test]
+    fn momentum_decays_to_nothing_and_weights_decay() {
+        let buffers = Buffers::default();
+        let mut p = Parameter::he_normal("w", [1, 1, 8, 8], Dither::new(0, 0, 0, Role::Initial));
+        p.momentum.fill(1000);
+        let rate = Rate::new(1 << 30, 1 << 8, 1 << 25, 29_491);
+        let before: i64 = p.master.iter().map(|m| i64::from(m.unsigned_abs())).sum();
+        for number in 0..400 {
+            p.gradient = vec![0; 64];
+            p.update(
+                &step(&buffers, number),
+                0,
+                &Rate { decay_q40: if number < 200 { rate.decay_q40 } else { 0 }, ..rate },
+            );
+        }
+        let after: i64 = p.master.iter().map(|m| i64::from(m.unsigned_abs())).sum();
+        assert!(after < before / 2, "{after} of {before}");
+        for number in 400..2000 {
+            p.gradient = vec![0; 64];
+            p.update(&step(&buffers, number), 0, &Rate { decay_q40: 0, ..rate });
+        }
+        assert!(p.momentum.iter().all(|v| v.abs() <= 1), "{:?}", p.momentum);
+    }
+
+    #[test]
+    fn a_grid_that_many_masters_leave_grows_and_keeps_their_values() {
+        let buffers = Buffers::default();
+        let mut p = Parameter::he_normal("w", [1, 1, 8, 8], Dither::new(0, 0, 0, Role::Initial));
+        p.master[0] = 130 << 16;
+        let (exponent, masters) = (p.exponent, p.master.clone());
+        p.gradient = vec![0; 64];
+        p.update(&step(&buffers, 0), 0, &Rate::new(1, 1 << 8, 0, 0));
+        assert_eq!(p.exponent, exponent + 1);
+        assert!(p.master.iter().zip(&masters).all(|(&now, &then)| (2 * now - then).abs() <= 1));
+    }
+
+    #[test]
+    fn the_rate_is_the_learning_rate_over_the_pixels() {
+        let rate = Rate::new(1 << 28, 1000 << 8, 1 << 20, 0);
+        let value = f64::from(rate.mantissa) * 2f64.powi(rate.exponent);
+        assert!((value * 1000.0 * 16.0 - 1.0).abs() < 1e-4, "{value}");
+        assert_eq!(rate.decay_q40, 1 << 24);
+    }
 }

@@ -97,7 +97,7 @@ impl Conv {
         (0..bias.master.len())
             .map(|channel| {
                 let shift = bias.exponent - exponent;
-                let value = i64::from(bias.in_use_affine(channel, 16));
+                let value = i64::from(bias.in_use_bias(channel));
                 let aligned = match shift {
                     0.. => value << shift.min(32),
                     _ => intseg_kernels::round::half_even_i64(value, shift.unsigned_abs().min(62)),
@@ -111,9 +111,9 @@ impl Conv {
     /// Adds the weight gradient of an 8-bit error, `2^shift` times.
     fn add_weight_gradient(&mut self, step: &Step, geometry: Conv2d, input: &Tensor, error: &[i8], shift: u32) {
         let pass = WeightGradient { geometry, signed: self.signed };
-        let mut scratch = step.buffers.take_u8(pass.scratch_len(step.kernels));
+        let mut scratch = step.buffers.take_i32(pass.scratch_len(step.kernels));
         pass.run(step.kernels, &mut self.weight.gradient, as_input(input), error, shift, &mut scratch);
-        step.buffers.give_u8(scratch);
+        step.buffers.give_i32(scratch);
     }
 }
 
@@ -129,18 +129,20 @@ impl Operator for Conv {
         let output = match self.spec.output {
             ConvOutput::Accumulators => return Tensor::i32(shape, exponent, sums),
             ConvOutput::Relu => {
-                let largest = requantize::max_biased(step.kernels, &sums, &bias).max(0);
-                let shift = requantize::shift_for(largest as u64, step.bits.a);
+                let (_, largest) = requantize::range_biased(step.kernels, &sums, &bias);
+                let shift = requantize::shift_for(largest.max(0) as u64, step.bits.a);
                 let mut out = step.buffers.take_u8(sums.len());
-                let high = (1 << step.bits.a) - 1;
+                let high = ((1u32 << step.bits.a) - 1) as u8;
                 requantize::bias_relu_u8(step.kernels, &mut out, &sums, &bias, shift, high);
                 Tensor::u8(shape, exponent + shift as i32, out)
             }
             ConvOutput::Linear => {
-                let largest = requantize::max_magnitude_biased(step.kernels, &sums, &bias);
-                let shift = requantize::shift_for(largest as u64, step.bits.residual - 1);
+                let (low, high) = requantize::range_biased(step.kernels, &sums, &bias);
+                let largest = low.unsigned_abs().max(high.unsigned_abs());
+                let shift = requantize::shift_for(largest.into(), step.bits.residual - 1);
                 let mut out = step.buffers.take_i16(sums.len());
-                requantize::bias_i16(step.kernels, &mut out, &sums, &bias, shift, (1 << (step.bits.residual - 1)) - 1);
+                let limit = ((1u32 << (step.bits.residual - 1)) - 1) as i16;
+                requantize::bias_i16(step.kernels, &mut out, &sums, &bias, shift, limit);
                 Tensor::i16(shape, exponent + shift as i32, out)
             }
         };
@@ -243,7 +245,7 @@ fn quantize_e2(step: &Step, error: Tensor) -> Tensor {
     let largest = requantize::max_magnitude(step.kernels, e);
     let shift = requantize::shift_for(largest.into(), step.bits.e2 - 1);
     let mut out = step.buffers.take_i8(e.len());
-    let limit = (1 << (step.bits.e2 - 1)) - 1;
+    let limit = ((1u32 << (step.bits.e2 - 1)) - 1) as i8;
     let dither = step.dither(Role::ErrorAtConvolution, 0);
     requantize::stochastic_i8(step.kernels, &mut out, e, shift, limit, dither);
     let (shape, exponent) = (error.shape, error.exponent + shift as i32);

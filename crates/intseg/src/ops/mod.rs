@@ -1,5 +1,8 @@
 //! The operators of training networks, one file each: shape rule, forward, backward and tests side by side.
 
+pub mod batch_norm;
+pub mod conv;
+
 use crate::buffers::Buffers;
 use crate::parameter::Parameter;
 use crate::tensor::Tensor;

@@ -1,0 +1,111 @@
+//! The update of masters and momenta (method of DESIGN §3.7).
+
+use crate::pool::{Disjoint, for_each_piece};
+use crate::round::{bit_length, stochastic_i32, stochastic_i64};
+use crate::{Context, Dither};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// Elements that one task handles.
+const PIECE: usize = 1 << 13;
+
+/// The largest magnitude of exact gradient sums.
+pub fn max_magnitude_i64(ctx: Context, values: &[i64]) -> u64 {
+    let largest = AtomicU64::new(0);
+    ctx.pool.run(values.len().div_ceil(PIECE), &|piece, _| {
+        let values = &values[piece * PIECE..values.len().min((piece + 1) * PIECE)];
+        let here = values.iter().fold(0, |max: u64, v| max.max(v.unsigned_abs()));
+        largest.fetch_max(here, Ordering::Relaxed);
+    });
+    largest.into_inner()
+}
+
+/// The integers of one update.
+#[derive(Clone, Copy, Debug)]
+pub struct Update {
+    /// The gradient is first rounded to multiples of `2^gradient_shift` (the method's 8-bit G), stochastically, and
+    /// then counted in that unit.
+    pub gradient_shift: u32,
+    /// `lr / n` as a mantissa below 2^16.
+    pub rate: u32,
+    /// Right shift (left if negative) of gradient times rate into momentum units.
+    pub rate_shift: i32,
+    /// Learning rate times weight decay, Q40, in momentum units a master unit: 8 more fractional bits.
+    pub decay_q40: u64,
+    /// Momentum, Q15.
+    pub momentum_q15: u32,
+    /// Masters keep multiples of `2^coarse` (0 for the method's 24 bits).
+    pub coarse: u32,
+    /// A master beyond this magnitude counts as outside its grid.
+    pub limit: i32,
+}
+
+/// Updates momenta and masters from exact gradient sums; returns how many masters lie beyond the limit.
+///
+/// `v ← round(v · momentum) + round(g · rate) + round(w · decay)`, `w ← w − round(v / 2^8)`, every rounding
+/// stochastic. Nothing wraps: momenta and masters saturate at 31 bits.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn update(
+    ctx: Context,
+    master: &mut [i32],
+    momentum: &mut [i32],
+    gradient: &[i64],
+    u: &Update,
+    dither: Dither,
+) -> usize {
+    assert!(master.len() == momentum.len() && master.len() == gradient.len(), "lengths");
+    let outside = AtomicUsize::new(0);
+    let momentum = Disjoint::new(momentum);
+    for_each_piece(ctx.pool, master, PIECE, |piece, master, _| {
+        let from = piece * PIECE;
+        // SAFETY: the same range of indices as the piece of masters, which is this task's alone.
+        let momentum = unsafe { momentum.piece(from, from + master.len()) };
+        let gradient = &gradient[from..][..master.len()];
+        let count = ctx.isa.vectorize(
+            #[inline(always)]
+            || {
+                let mut count = 0;
+                for (i, ((w, v), &g)) in master.iter_mut().zip(momentum).zip(gradient).enumerate() {
+                    count += usize::from(update_one(w, v, g, u, dither, from + i));
+                }
+                count
+            },
+        );
+        outside.fetch_add(count, Ordering::Relaxed);
+    });
+    outside.into_inner()
+}
+
+#[inline(always)]
+fn update_one(w: &mut i32, v: &mut i32, g: i64, u: &Update, dither: Dither, index: usize) -> bool {
+    // Five independent roundings draw from five streams of one element.
+    let bits = |k: usize| dither.at(index * 5 + k);
+    let g = stochastic_i64(g, u.gradient_shift, bits(0));
+    let step = match u.rate_shift {
+        0.. => stochastic_i64(g * i64::from(u.rate), (u.rate_shift as u32).min(62), bits(1)),
+        // A left shift this long would be an update far beyond the grid: it saturates below.
+        left => (g * i64::from(u.rate)).clamp(-(1 << 31), 1 << 31) << left.unsigned_abs().min(31),
+    };
+    let decay = stochastic_i64(i64::from(*w) * u.decay_q40 as i64, 32, bits(2));
+    let kept = stochastic_i64(i64::from(*v) * i64::from(u.momentum_q15), 15, bits(3));
+    let sum = kept.saturating_add(step).saturating_add(decay);
+    *v = sum.clamp(-i64::from(i32::MAX), i32::MAX.into()) as i32;
+    let moved = w.saturating_sub(stochastic_i32(*v, 8 + u.coarse, bits(4)) << u.coarse);
+    *w = moved.clamp(-i32::MAX, i32::MAX);
+    w.unsigned_abs() > u.limit as u32
+}
+
+/// Halves masters or momenta, stochastically: the grid has grown by one exponent.
+pub fn halve(ctx: Context, values: &mut [i32], dither: Dither) {
+    for_each_piece(ctx.pool, values, PIECE, |piece, values, _| {
+        for (i, value) in values.iter_mut().enumerate() {
+            *value = stochastic_i32(*value, 1, dither.at(piece * PIECE + i));
+        }
+    });
+}
+
+/// The bits below which a gradient of that largest magnitude is cut to keep `bits` bits and a sign.
+pub fn gradient_shift(largest: u64, bits: u32) -> u32 {
+    bit_length(largest).saturating_sub(bits - 1)
+}
