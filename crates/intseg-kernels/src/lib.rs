@@ -13,6 +13,7 @@
 #[cfg(any(test, feature = "std"))]
 extern crate std;
 
+pub mod average_pool;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -21,11 +22,14 @@ pub mod batch_norm;
 pub mod conv;
 pub mod dither;
 pub mod isa;
+pub mod max_pool;
 pub mod pool;
 pub mod requantize;
+pub mod resize;
 pub mod round;
 mod scalar;
 pub mod sgd;
+pub mod softmax;
 #[cfg(test)]
 mod testing;
 

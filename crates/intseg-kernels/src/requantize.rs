@@ -175,10 +175,12 @@ pub fn mask<T: Copy + Default + Send>(ctx: Context, errors: &mut [T], output: &[
     });
 }
 
-/// A part of a sum of errors: mantissas, and the left shift (right, to nearest, if negative) that aligns them with the
+/// A part of a sum of tensors: mantissas, and the left shift (right, to nearest, if negative) that aligns them with the
 /// other parts.
 #[derive(Clone, Copy, Debug)]
 pub enum Contribution<'a> {
+    /// Activations.
+    U8(&'a [u8], i32),
     /// 8 bits.
     I8(&'a [i8], i32),
     /// 16 bits.
@@ -193,6 +195,7 @@ impl Contribution<'_> {
 
     fn len(&self) -> usize {
         match self {
+            Contribution::U8(values, _) => values.len(),
             Contribution::I8(values, _) => values.len(),
             Contribution::I16(values, _) => values.len(),
             Contribution::I32(values, _) => values.len(),
@@ -202,6 +205,7 @@ impl Contribution<'_> {
     #[inline(always)]
     fn add_to(&self, sums: &mut [i64], from: usize) {
         match *self {
+            Contribution::U8(values, shift) => add_aligned(sums, &values[from..], shift),
             Contribution::I8(values, shift) => add_aligned(sums, &values[from..], shift),
             Contribution::I16(values, shift) => add_aligned(sums, &values[from..], shift),
             Contribution::I32(values, shift) => add_aligned(sums, &values[from..], shift),
@@ -231,6 +235,65 @@ fn for_each_block(parts: &[Contribution], from: usize, to: usize, mut visit: imp
         visit(at, sums);
         at += BLOCK;
     }
+}
+
+/// The smallest and the largest sum of contributions; 0 counts as one of them.
+pub fn range_of_sum(ctx: Context, parts: &[Contribution]) -> (i64, i64) {
+    let len = parts.first().map_or(0, Contribution::len);
+    let (low, high) = (AtomicU64::new(0), AtomicU64::new(0));
+    ctx.pool.run(len.div_ceil(PIECE), &|piece, _| {
+        let (min, max) = ctx.isa.vectorize(
+            #[inline(always)]
+            || {
+                let mut ends = (0, 0);
+                for_each_block(parts, piece * PIECE, len.min((piece + 1) * PIECE), |_, sums| {
+                    ends = sums.iter().fold(ends, |(a, b): (i64, i64), &v| (a.min(v), b.max(v)));
+                });
+                ends
+            },
+        );
+        low.fetch_max(min.unsigned_abs(), Ordering::Relaxed);
+        high.fetch_max(max.unsigned_abs(), Ordering::Relaxed);
+    });
+    (-(low.into_inner() as i64), high.into_inner() as i64)
+}
+
+/// `out = clamp(half_even(Σ parts / 2^shift), low, high)`, where `narrow` casts.
+pub fn sum_to_nearest<T: Send>(
+    ctx: Context,
+    out: &mut [T],
+    parts: &[Contribution],
+    shift: u32,
+    [low, high]: [i64; 2],
+    narrow: impl Fn(i64) -> T + Sync + Copy,
+) {
+    assert!(parts.iter().all(|part| part.len() == out.len()), "contributions");
+    for_each_piece(ctx.pool, out, PIECE, |piece, out, _| {
+        let from = piece * PIECE;
+        ctx.isa.vectorize(
+            #[inline(always)]
+            || {
+                for_each_block(parts, from, from + out.len(), |at, sums| {
+                    for (out, &v) in out[at - from..].iter_mut().zip(sums) {
+                        *out = narrow(half_even_i64(v, shift).clamp(low, high));
+                    }
+                });
+            },
+        );
+    });
+}
+
+/// `out = stochastic(values · multiplier / 2^shift)` within ±32 767: the scaling of exact sums that a denominator
+/// which is no power of two leaves behind. The products must fit 63 bits.
+pub fn scale_i16(ctx: Context, out: &mut [i16], values: &[i64], multiplier: i64, shift: u32, dither: Dither) {
+    assert_eq!(out.len(), values.len(), "output");
+    for_each_piece(ctx.pool, out, PIECE, |piece, out, _| {
+        let values = &values[piece * PIECE..][..out.len()];
+        for (i, (out, &v)) in out.iter_mut().zip(values).enumerate() {
+            let rounded = stochastic_i64(v * multiplier, shift, dither.at(piece * PIECE + i));
+            *out = rounded.clamp(-32_767, 32_767) as i16;
+        }
+    });
 }
 
 /// Adds contributions and rounds the sum stochastically to `bits` bits; returns the right shift that this took.

@@ -29,3 +29,9 @@ impl Pool for Threads {
         });
     }
 }
+
+/// `len` random integers of `bits` bits, sign included.
+pub fn random(len: usize, tensor: u32, bits: u32) -> std::vec::Vec<i32> {
+    let d = crate::Dither::new(9, 0, tensor, crate::Role::Initial);
+    (0..len).map(|i| (d.at(i) as i32) >> (32 - bits)).collect()
+}

@@ -93,6 +93,22 @@ impl Buffers {
         self.i64.give(buffer);
     }
 
+    /// A copy of a tensor.
+    pub fn copy(&self, tensor: &Tensor) -> Tensor {
+        fn copied<T: Copy + Default>(shelf: &Shelf<T>, values: &[T]) -> Vec<T> {
+            let mut copy = shelf.take(values.len());
+            copy.copy_from_slice(values);
+            copy
+        }
+        let mantissas = match &tensor.mantissas {
+            Mantissas::U8(m) => Mantissas::U8(copied(&self.u8, m)),
+            Mantissas::I8(m) => Mantissas::I8(copied(&self.i8, m)),
+            Mantissas::I16(m) => Mantissas::I16(copied(&self.i16, m)),
+            Mantissas::I32(m) => Mantissas::I32(copied(&self.i32, m)),
+        };
+        Tensor { mantissas, ..*tensor }
+    }
+
     /// Takes back the buffer of a tensor.
     pub fn give(&self, tensor: Tensor) {
         match tensor.mantissas {

@@ -2,12 +2,16 @@
 #![forbid(unsafe_code)]
 
 pub mod buffers;
+pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod graph;
+pub mod loss;
 pub mod metrics;
+pub mod network;
 pub mod networks;
 pub mod ops;
 pub mod parameter;
 pub mod schedule;
 pub mod tensor;
+pub mod threads;

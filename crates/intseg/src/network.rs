@@ -2,17 +2,18 @@
 
 use crate::buffers::Buffers;
 use crate::data::Batch;
-use crate::graph::{ConvOutput, Graph, GraphError, NodeId, OpSpec};
+use crate::graph::{Graph, GraphError, OpSpec};
 use crate::loss::{LossOutput, segmentation_loss};
 use crate::ops::batch_norm::BatchNorm;
 use crate::ops::conv::Conv;
 use crate::ops::{Bits, Operator, Step};
 use crate::ops::{
-    add::Add, average_pool::GlobalAveragePool, concat::Concat, dropout::Dropout, max_pool::MaxPool, resize::ResizeLike,
+    add::Add, add::aligned, average_pool::GlobalAveragePool, concat::Concat, dropout::Dropout, max_pool::MaxPool,
+    resize::ResizeLike,
 };
 use crate::parameter::{Parameter, Rate};
 use crate::tensor::{Mantissas, Shape, Tensor};
-use intseg_kernels::requantize::{self, Contribution};
+use intseg_kernels::requantize;
 use intseg_kernels::{Context, Dither, Role};
 
 /// Exponent of the image: value − 128 in units of 1/128.
@@ -162,7 +163,8 @@ impl Network {
         let mut outcome = StepOutcome::default();
         for (head, (node, weights)) in heads.zip(recipe.class_weights).enumerate() {
             let step = self.step(recipe, node.0);
-            let loss = segmentation_loss(&step, &values[node.0], &batch.labels, batch.size, self.graph.align_corners, weights);
+            let loss =
+                segmentation_loss(&step, &values[node.0], &batch.labels, batch.size, self.graph.align_corners, weights);
             let LossOutput { loss_q16, weight_q8, valid, correct, error } = loss;
             errors[node.0].push(error);
             if head == 0 {
@@ -259,10 +261,10 @@ fn instantiate(graph: &Graph, shapes: &[Shape], index: usize, seed: u64) -> Laye
         }
         OpSpec::BatchNorm { relu } => Layer::BatchNorm(Box::new(BatchNorm::new(&node.name, input(0).c, *relu))),
         OpSpec::MaxPool(spec) => Layer::Other(Box::new(MaxPool::new(*spec))),
-        OpSpec::GlobalAveragePool => Layer::Other(Box::new(GlobalAveragePool::new())),
+        OpSpec::GlobalAveragePool => Layer::Other(Box::new(GlobalAveragePool)),
         OpSpec::ResizeLike => Layer::Other(Box::new(ResizeLike::new(graph.align_corners))),
         OpSpec::Add { relu } => Layer::Other(Box::new(Add::new(*relu))),
-        OpSpec::Concat => Layer::Other(Box::new(Concat::new())),
+        OpSpec::Concat => Layer::Other(Box::new(Concat)),
         OpSpec::Dropout { drop_256 } => Layer::Other(Box::new(Dropout::new(*drop_256))),
     }
 }
@@ -280,19 +282,8 @@ fn collect(step: &Step, output: &Tensor, mut parts: Vec<Tensor>) -> Tensor {
     if parts.len() == 1 && fits(&parts[0]) {
         return parts.remove(0);
     }
-    let finest = parts.iter().map(|part| part.exponent).min().expect("a node without an error is skipped");
-    let contributions: Vec<Contribution> = parts
-        .iter()
-        .map(|part| {
-            let shift = (part.exponent - finest) as u32;
-            match &part.mantissas {
-                Mantissas::I8(m) => Contribution::I8(m, shift),
-                Mantissas::I16(m) => Contribution::I16(m, shift),
-                Mantissas::I32(m) => Contribution::I32(m, shift),
-                Mantissas::U8(_) => unreachable!("errors are signed"),
-            }
-        })
-        .collect();
+    let views: Vec<&Tensor> = parts.iter().collect();
+    let (contributions, finest) = aligned(&views);
     let dither = step.dither(Role::ErrorAtActivation, 0);
     let len = output.shape.len();
     let error = if bits > 8 {

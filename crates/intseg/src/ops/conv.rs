@@ -1,6 +1,6 @@
 //! Convolution with its weights: forward, backward-data, backward-weight.
 
-use super::{Operator, Step};
+use super::{Operator, Step, mask_by_relu};
 use crate::graph::{ConvOutput, ConvSpec};
 use crate::parameter::Parameter;
 use crate::tensor::{Mantissas, Shape, Tensor};
@@ -160,7 +160,7 @@ impl Operator for Conv {
     ) -> Vec<Option<Tensor>> {
         let input = inputs[0];
         let geometry = self.geometry(input.shape);
-        let error = quantize_e2(step, mask_by_relu(step, self.spec.output, output, error));
+        let error = quantize_e2(step, mask_by_relu(step, self.spec.output == ConvOutput::Relu, output, error));
         if let Some(bias) = &mut self.bias {
             bias.gradient = step.buffers.take_i64(self.spec.channels);
             channel_sums(&mut bias.gradient, &error);
@@ -220,20 +220,6 @@ fn as_input(tensor: &Tensor) -> Input<'_> {
         Mantissas::I8(m) => Input::I8(m),
         other => unreachable!("a convolution reads 8-bit activations, not {other:?}"),
     }
-}
-
-/// Zeroes the error where ReLU put out 0.
-fn mask_by_relu(step: &Step, kind: ConvOutput, output: &Tensor, mut error: Tensor) -> Tensor {
-    if kind == ConvOutput::Relu
-        && let Mantissas::U8(out) = &output.mantissas
-    {
-        match &mut error.mantissas {
-            Mantissas::I8(e) => requantize::mask(step.kernels, e, out),
-            Mantissas::I16(e) => requantize::mask(step.kernels, e, out),
-            other => unreachable!("errors have 8 or 16 bits, not {other:?}"),
-        }
-    }
-    error
 }
 
 /// Brings an error to the 8 or 16 bits that convolution backward reads (E2).

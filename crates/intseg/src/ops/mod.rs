@@ -1,12 +1,18 @@
 //! The operators of training networks, one file each: shape rule, forward, backward and tests side by side.
 
+pub mod add;
+pub mod average_pool;
 pub mod batch_norm;
+pub mod concat;
 pub mod conv;
+pub mod dropout;
+pub mod max_pool;
+pub mod resize;
 
 use crate::buffers::Buffers;
 use crate::parameter::Parameter;
-use crate::tensor::Tensor;
-use intseg_kernels::{Context, Dither, Role};
+use crate::tensor::{Mantissas, Tensor};
+use intseg_kernels::{Context, Dither, Role, requantize};
 
 /// The bit widths of the method (Yang et al. 2021; `[bits]` of a configuration).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -91,4 +97,16 @@ pub trait Operator: Send {
     fn state(&mut self) -> Vec<&mut Vec<i64>> {
         Vec::new()
     }
+}
+
+/// Zeroes the error where ReLU put out 0; passes it as it is where there was no ReLU.
+fn mask_by_relu(step: &Step, relu: bool, output: &Tensor, mut error: Tensor) -> Tensor {
+    if relu && let Mantissas::U8(out) = &output.mantissas {
+        match &mut error.mantissas {
+            Mantissas::I8(e) => requantize::mask(step.kernels, e, out),
+            Mantissas::I16(e) => requantize::mask(step.kernels, e, out),
+            other => unreachable!("errors have 8 or 16 bits, not {other:?}"),
+        }
+    }
+    error
 }

@@ -1,0 +1,163 @@
+//! Checkpoints: everything that a run needs to continue to the bit-identical result.
+//!
+//! A checkpoint is a safetensors file, so that other tools can open it: masters and momenta as I32, running statistics
+//! as I64, and in its metadata the step, the exponents, and a BLAKE3 hash over all tensors. It is written under a
+//! temporary name and renamed.
+
+use crate::data::DataError;
+use crate::data::image::write_atomically;
+use crate::network::{ExponentRange, Network};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// The version of the format.
+const VERSION: u32 = 1;
+/// The metadata's key.
+const KEY: &str = "intseg";
+
+/// What a checkpoint says besides its tensors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Steps done.
+    pub step: u64,
+    /// The best mIoU of the evaluations so far.
+    pub best_miou: Option<f64>,
+    /// The configuration that the run was started with.
+    pub config: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    version: u32,
+    progress: Progress,
+    exponents: Vec<i32>,
+    ranges: Vec<[i32; 2]>,
+    hash: String,
+}
+
+/// What is wrong with a checkpoint.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The file cannot be written.
+    #[error(transparent)]
+    Write(#[from] DataError),
+    /// The file cannot be read.
+    #[error("cannot read the checkpoint {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is no checkpoint, or is damaged, or belongs to another network.
+    #[error("the checkpoint {} cannot be used: {message}", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+}
+
+/// The tensors of a network by name, little-endian.
+fn tensors(network: &mut Network) -> Vec<(String, Dtype, Vec<usize>, Vec<u8>)> {
+    let mut all = Vec::new();
+    for parameter in network.parameters() {
+        for (kind, values) in [("master", &parameter.master), ("momentum", &parameter.momentum)] {
+            let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            all.push((format!("{}.{kind}", parameter.name), Dtype::I32, parameter.shape.clone(), bytes));
+        }
+    }
+    for (index, state) in network.state().enumerate() {
+        let bytes = state.iter().flat_map(|v| v.to_le_bytes()).collect();
+        all.push((format!("state.{index:04}"), Dtype::I64, vec![state.len()], bytes));
+    }
+    all
+}
+
+fn hash_of<'a>(tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
+    let mut hasher = blake3::Hasher::new();
+    for (name, bytes) in tensors {
+        hasher.update(name.as_bytes()).update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+    }
+    hasher.finalize().to_hex().to_string()
+}
+
+/// Writes a checkpoint.
+///
+/// # Errors
+/// When the file cannot be written; what was there before stays.
+pub fn save(path: &Path, network: &mut Network, progress: &Progress) -> Result<(), CheckpointError> {
+    let unusable = |message: String| CheckpointError::Unusable { path: path.to_owned(), message };
+    let tensors = tensors(network);
+    let header = Header {
+        version: VERSION,
+        progress: progress.clone(),
+        exponents: network.parameters().map(|p| p.exponent).collect(),
+        ranges: network.ranges.iter().map(|r| [r.current, r.previous]).collect(),
+        hash: hash_of(tensors.iter().map(|(name, .., bytes)| (name.as_str(), bytes.as_slice()))),
+    };
+    let text = serde_json::to_string(&header).map_err(|e| unusable(e.to_string()))?;
+    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+        TensorView::new(*dtype, shape.clone(), bytes).map(|view| (name.as_str(), view))
+    });
+    let views = views.collect::<Result<Vec<_>, _>>().map_err(|e| unusable(e.to_string()))?;
+    let metadata = HashMap::from([(KEY.to_owned(), text)]);
+    let bytes = serialize(views, Some(metadata)).map_err(|e| unusable(e.to_string()))?;
+    Ok(write_atomically(path, &bytes)?)
+}
+
+/// Reads a checkpoint into a network of the same graph.
+///
+/// # Errors
+/// When the file cannot be read, is damaged or newer, or does not fit the network.
+pub fn load(path: &Path, network: &mut Network) -> Result<Progress, CheckpointError> {
+    let bytes = std::fs::read(path).map_err(|source| CheckpointError::Read { path: path.to_owned(), source })?;
+    parse(&bytes, network).map_err(|message| CheckpointError::Unusable { path: path.to_owned(), message })
+}
+
+fn parse(bytes: &[u8], network: &mut Network) -> Result<Progress, String> {
+    let (_, metadata) =
+        SafeTensors::read_metadata(bytes).map_err(|e| format!("it is damaged or no checkpoint ({e})"))?;
+    let text = metadata.metadata().as_ref().and_then(|m| m.get(KEY)).ok_or("it is no intseg checkpoint")?;
+    let version: serde_json::Value = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    if version["version"] != VERSION {
+        return Err(format!("it has version {}, this program reads {VERSION}", version["version"]));
+    }
+    let header: Header = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    let file = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
+    let wanted = tensors(network);
+    let mut found = Vec::with_capacity(wanted.len());
+    for (name, dtype, shape, _) in &wanted {
+        let view = file.tensor(name).map_err(|_| format!("{name} is missing: it is of another network"))?;
+        // Running statistics are empty before the first step.
+        if view.dtype() != *dtype || (*dtype == Dtype::I32 && view.shape() != shape) {
+            return Err(format!("{name} has shape {:?} where the network has {shape:?}", view.shape()));
+        }
+        found.push((name.as_str(), view.data()));
+    }
+    if hash_of(found.iter().copied()) != header.hash {
+        return Err("its checksum is wrong: it is damaged; start again, or use another checkpoint".into());
+    }
+    let parameters = network.parameters().count();
+    if header.exponents.len() != parameters || header.ranges.len() != network.ranges.len() {
+        return Err("it is of another network".into());
+    }
+    let mut values = found.into_iter().map(|(_, data)| data);
+    let i32s = |data: &[u8]| data.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b)).collect();
+    for (parameter, exponent) in network.parameters().zip(&header.exponents) {
+        parameter.exponent = *exponent;
+        parameter.master = i32s(values.next().unwrap_or_default());
+        parameter.momentum = i32s(values.next().unwrap_or_default());
+    }
+    for state in network.state() {
+        let data = values.next().unwrap_or_default();
+        *state = data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect();
+    }
+    for (range, [current, previous]) in network.ranges.iter_mut().zip(header.ranges) {
+        *range = ExponentRange { current, previous };
+    }
+    Ok(header.progress)
+}
