@@ -17,6 +17,36 @@ fn rows_of(channels: usize) -> usize {
     (PIECE / channels).max(1)
 }
 
+/// A loop over positions for some neighbouring channels, whose constants then stay in registers.
+trait Lanes {
+    /// Handles channels `first..first + L` of every position.
+    fn run<const L: usize>(&mut self, first: usize);
+}
+
+/// Runs a loop over all channels, 16 at a time as long as there are as many.
+#[inline(always)]
+fn for_all_channels(channels: usize, lanes: &mut impl Lanes) {
+    let mut first = 0;
+    while first + 16 <= channels {
+        lanes.run::<16>(first);
+        first += 16;
+    }
+    while first + 8 <= channels {
+        lanes.run::<8>(first);
+        first += 8;
+    }
+    while first < channels {
+        lanes.run::<1>(first);
+        first += 1;
+    }
+}
+
+/// Elements `first..first + L` of row `row` of `[P, channels]`.
+#[inline(always)]
+fn lane<T: Copy, const L: usize>(values: &[T], row: usize, channels: usize, first: usize) -> [T; L] {
+    *values[row * channels + first..].first_chunk().expect("a whole row")
+}
+
 /// Reduces `[P, C]` rows to `width` values a channel: `visit(accumulators, rows)` adds a task's rows to its worker's
 /// accumulators, `join` joins those of two workers. `partial` holds `threads · width` values, of which the first
 /// `width` are the result.
@@ -41,6 +71,35 @@ fn reduce(
     others.chunks_exact(width).for_each(|other| join(first, other));
 }
 
+struct Ends<'a, T> {
+    part: &'a mut [i64],
+    y: &'a [T],
+    channels: usize,
+}
+
+impl<T: Copy + Into<i32>> Lanes for Ends<'_, T> {
+    #[inline(always)]
+    fn run<const L: usize>(&mut self, first: usize) {
+        let (mut sums, mut min, mut max) = ([0i64; L], [i32::MAX; L], [i32::MIN; L]);
+        for row in 0..self.y.len() / self.channels {
+            let y: [T; L] = lane(self.y, row, self.channels, first);
+            for k in 0..L {
+                let y: i32 = y[k].into();
+                sums[k] += i64::from(y);
+                min[k] = y.min(min[k]);
+                max[k] = y.max(max[k]);
+            }
+        }
+        for k in 0..L {
+            let at = first + k;
+            self.part[at] += sums[k];
+            let (low, high) = (self.channels + at, 2 * self.channels + at);
+            self.part[low] = self.part[low].min(min[k].into());
+            self.part[high] = self.part[high].max(max[k].into());
+        }
+    }
+}
+
 /// Sum, smallest and largest of each channel. `partial` is scratch of `threads · 3 · C`; its first `3 · C` values are
 /// the result: sums, then minima, then maxima.
 pub fn statistics<T: Copy + Into<i32> + Sync>(ctx: Context, partial: &mut [i64], y: &[T], channels: usize) {
@@ -54,20 +113,9 @@ pub fn statistics<T: Copy + Into<i32> + Sync>(ctx: Context, partial: &mut [i64],
     };
     let visit = |part: &mut [i64], task: usize| {
         let y = &y[task * rows * channels..y.len().min((task + 1) * rows * channels)];
-        let (sum, ends) = part.split_at_mut(channels);
-        let (min, max) = ends.split_at_mut(channels);
         ctx.isa.vectorize(
             #[inline(always)]
-            || {
-                for row in y.chunks_exact(channels) {
-                    for (((sum, min), max), &y) in sum.iter_mut().zip(&mut *min).zip(&mut *max).zip(row) {
-                        let y = i64::from(y.into());
-                        *sum += y;
-                        *min = y.min(*min);
-                        *max = y.max(*max);
-                    }
-                }
-            },
+            || for_all_channels(channels, &mut Ends { part, y, channels }),
         );
     };
     let join = |a: &mut [i64], b: &[i64]| {
@@ -80,6 +128,32 @@ pub fn statistics<T: Copy + Into<i32> + Sync>(ctx: Context, partial: &mut [i64],
         }
     };
     reduce(ctx, partial, 3 * channels, start, (y.len() / channels).div_ceil(rows), visit, join);
+}
+
+struct Deviations<'a, T> {
+    sums: &'a mut [i64],
+    y: &'a [T],
+    mean_q8: &'a [i64],
+    narrow: bool,
+}
+
+impl<T: Copy + Into<i32>> Lanes for Deviations<'_, T> {
+    #[inline(always)]
+    fn run<const L: usize>(&mut self, first: usize) {
+        let channels = self.mean_q8.len();
+        let mean: [i64; L] = lane(self.mean_q8, 0, channels, first);
+        let mut sums = [0i64; L];
+        for row in 0..self.y.len() / channels {
+            let y: [T; L] = lane(self.y, row, channels, first);
+            for k in 0..L {
+                sums[k] += match self.narrow {
+                    true => i64::from(((y[k].into() << 8) - mean[k] as i32).unsigned_abs()),
+                    false => ((i64::from(y[k].into()) << 8) - mean[k]).abs(),
+                };
+            }
+        }
+        self.sums[first..first + L].iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+    }
 }
 
 /// `Σ |256 · y − mean|` of each channel, the means in units of 2^-8. `partial` is scratch of `threads · C`; its first
@@ -97,17 +171,7 @@ pub fn absolute_deviations<T: Copy + Into<i32> + Sync>(
         let y = &y[task * rows * channels..y.len().min((task + 1) * rows * channels)];
         ctx.isa.vectorize(
             #[inline(always)]
-            || {
-                for row in y.chunks_exact(channels) {
-                    let row = sums.iter_mut().zip(row).zip(mean_q8);
-                    match narrow {
-                        true => row.for_each(|((sum, &y), &mean)| {
-                            *sum += i64::from(((y.into() << 8) - mean as i32).unsigned_abs());
-                        }),
-                        false => row.for_each(|((sum, &y), &mean)| *sum += ((i64::from(y.into()) << 8) - mean).abs()),
-                    }
-                }
-            },
+            || for_all_channels(channels, &mut Deviations { sums, y, mean_q8, narrow }),
         );
     };
     let join = |a: &mut [i64], b: &[i64]| a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
@@ -158,6 +222,34 @@ pub struct Rounding {
     pub high: i32,
 }
 
+struct Normalization<'a, T, U, F> {
+    out: &'a mut [U],
+    x_hat: &'a mut [i16],
+    y: &'a [T],
+    channels: &'a [Channel],
+    rounding: Rounding,
+    narrow: &'a F,
+}
+
+impl<T: Copy + Into<i32>, U, F: Fn(i32) -> U> Lanes for Normalization<'_, T, U, F> {
+    #[inline(always)]
+    fn run<const L: usize>(&mut self, first: usize) {
+        let width = self.channels.len();
+        let channels: [Channel; L] = lane(self.channels, 0, width, first);
+        for row in 0..self.y.len() / width {
+            let y: [T; L] = lane(self.y, row, width, first);
+            let at = row * width + first;
+            let (x_hat, out) = (&mut self.x_hat[at..at + L], &mut self.out[at..at + L]);
+            for k in 0..L {
+                let x = channels[k].normalize(y[k].into(), self.rounding.coarse);
+                x_hat[k] = x as i16;
+                let z = half_even_i32(channels[k].scale(x), self.rounding.shift);
+                out[k] = (self.narrow)(z.clamp(self.rounding.low, self.rounding.high));
+            }
+        }
+    }
+}
+
 /// Normalises, scales and rounds to nearest; keeps x̂ for the backward pass.
 pub fn normalize<T: Copy + Into<i32> + Sync, U: Send>(
     ctx: Context,
@@ -179,16 +271,8 @@ pub fn normalize<T: Copy + Into<i32> + Sync, U: Send>(
         ctx.isa.vectorize(
             #[inline(always)]
             || {
-                let width = channels.len();
-                let rows = out.chunks_exact_mut(width).zip(x_hat.chunks_exact_mut(width)).zip(y.chunks_exact(width));
-                for ((out, x_hat), y) in rows {
-                    for (((out, x_hat), &y), channel) in out.iter_mut().zip(x_hat).zip(y).zip(channels) {
-                        let x = channel.normalize(y.into(), rounding.coarse);
-                        *x_hat = x as i16;
-                        let z = half_even_i32(channel.scale(x), rounding.shift);
-                        *out = narrow(z.clamp(rounding.low, rounding.high));
-                    }
-                }
+                let mut pass = Normalization { out, x_hat, y, channels, rounding, narrow: &narrow };
+                for_all_channels(channels.len(), &mut pass);
             },
         );
     });
@@ -198,6 +282,38 @@ pub fn normalize<T: Copy + Into<i32> + Sync, U: Send>(
 #[inline(always)]
 fn passes(channel: &Channel, x_hat: i16, relu: bool) -> bool {
     !relu || channel.scale(x_hat.into()) > 0
+}
+
+struct ErrorSums<'a, E> {
+    part: &'a mut [i64],
+    error: &'a [E],
+    x_hat: &'a [i16],
+    channels: &'a [Channel],
+    relu: bool,
+}
+
+impl<E: Copy + Into<i32>> Lanes for ErrorSums<'_, E> {
+    #[inline(always)]
+    fn run<const L: usize>(&mut self, first: usize) {
+        let width = self.channels.len();
+        let channels: [Channel; L] = lane(self.channels, 0, width, first);
+        let (mut sums, mut products, mut signs) = ([0i64; L], [0i64; L], [0i32; L]);
+        for row in 0..self.error.len() / width {
+            let error: [E; L] = lane(self.error, row, width, first);
+            let x_hat: [i16; L] = lane(self.x_hat, row, width, first);
+            for k in 0..L {
+                let e = if passes(&channels[k], x_hat[k], self.relu) { error[k].into() } else { 0 };
+                sums[k] += i64::from(e);
+                products[k] += i64::from(e * i32::from(x_hat[k]));
+                signs[k] += i32::from(x_hat[k].signum());
+            }
+        }
+        for k in 0..L {
+            self.part[first + k] += sums[k];
+            self.part[width + first + k] += products[k];
+            self.part[2 * width + first + k] += i64::from(signs[k]);
+        }
+    }
 }
 
 /// `Σ e`, `Σ e·x̂` and `Σ sign(x̂)` of each channel, where `e` is the error that ReLU lets through. `partial` is scratch
@@ -215,22 +331,9 @@ pub fn error_statistics<E: Copy + Into<i32> + Sync>(
     let visit = |part: &mut [i64], task: usize| {
         let range = task * rows * width..error.len().min((task + 1) * rows * width);
         let (error, x_hat) = (&error[range.clone()], &x_hat[range]);
-        let (sum, rest) = part.split_at_mut(width);
-        let (product, sign) = rest.split_at_mut(width);
         ctx.isa.vectorize(
             #[inline(always)]
-            || {
-                for (error, x_hat) in error.chunks_exact(width).zip(x_hat.chunks_exact(width)) {
-                    let out = sum.iter_mut().zip(&mut *product).zip(&mut *sign);
-                    for ((out, (&e, &x)), channel) in out.zip(error.iter().zip(x_hat)).zip(channels) {
-                        let ((sum, product), sign) = out;
-                        let e = if passes(channel, x, relu) { e.into() } else { 0 };
-                        *sum += i64::from(e);
-                        *product += i64::from(e * i32::from(x));
-                        *sign += i64::from(x.signum());
-                    }
-                }
-            },
+            || for_all_channels(width, &mut ErrorSums { part, error, x_hat, channels, relu }),
         );
     };
     let join = |a: &mut [i64], b: &[i64]| a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
@@ -239,16 +342,20 @@ pub fn error_statistics<E: Copy + Into<i32> + Sync>(
 
 /// The integers that gradients are computed in: 32 bits for 8-bit errors, 64 bits for 16-bit ones.
 pub trait Wide: Copy + Sync + Mul<Output = Self> + Sub<Output = Self> + From<i16> {
+    /// Holds magnitudes.
+    type Magnitude: Copy + Default + Ord + Into<u64>;
     /// The magnitude.
-    fn magnitude(self) -> u64;
+    fn magnitude(self) -> Self::Magnitude;
     /// Stochastic rounding of `self / 2^shift`, within ±`limit`.
     fn stochastic(self, shift: u32, bits: u32, limit: i32) -> i32;
 }
 
 impl Wide for i32 {
+    type Magnitude = u32;
+
     #[inline(always)]
-    fn magnitude(self) -> u64 {
-        self.unsigned_abs().into()
+    fn magnitude(self) -> u32 {
+        self.unsigned_abs()
     }
 
     #[inline(always)]
@@ -258,6 +365,8 @@ impl Wide for i32 {
 }
 
 impl Wide for i64 {
+    type Magnitude = u64;
+
     #[inline(always)]
     fn magnitude(self) -> u64 {
         self.unsigned_abs()
@@ -303,19 +412,28 @@ pub struct Backward<'a, E, W> {
 }
 
 impl<E: Copy + Into<i16> + Sync, W: Wide> Backward<'_, E, W> {
-    /// Calls `visit(index, gradient)` for the elements of some rows.
+    /// The operands of some rows.
     #[inline(always)]
-    fn for_each(&self, from: usize, to: usize, mut visit: impl FnMut(usize, W)) {
+    fn rows(&self, from: usize, to: usize) -> Self {
+        Backward { error: &self.error[from..to], x_hat: &self.x_hat[from..to], ..*self }
+    }
+
+    /// The gradients of `L` neighbouring channels of a row.
+    #[inline(always)]
+    fn gradients<const L: usize>(&self, row: usize, first: usize, at: &[(Channel, Gradient<W>); L]) -> [W; L] {
         let width = self.channels.len();
-        for at in (from..to).step_by(width) {
-            let row = self.error[at..at + width].iter().zip(&self.x_hat[at..at + width]);
-            for (k, ((&e, &x), (channel, gradient))) in
-                row.zip(self.channels.iter().zip(&self.gradients[..width])).enumerate()
-            {
-                let e: i16 = if passes(channel, x, self.relu) { e.into() } else { 0 };
-                visit(at + k, gradient.at(e, x));
-            }
-        }
+        let error: [E; L] = lane(self.error, row, width, first);
+        let x_hat: [i16; L] = lane(self.x_hat, row, width, first);
+        core::array::from_fn(|k| {
+            let (channel, gradient) = &at[k];
+            let e: i16 = if passes(channel, x_hat[k], self.relu) { error[k].into() } else { 0 };
+            gradient.at(e, x_hat[k])
+        })
+    }
+
+    #[inline(always)]
+    fn constants<const L: usize>(&self, first: usize) -> [(Channel, Gradient<W>); L] {
+        core::array::from_fn(|k| (self.channels[first + k], self.gradients[first + k]))
     }
 
     /// The largest magnitude of the gradient.
@@ -326,10 +444,10 @@ impl<E: Copy + Into<i16> + Sync, W: Wide> Backward<'_, E, W> {
             let here = ctx.isa.vectorize(
                 #[inline(always)]
                 || {
-                    let mut max = 0;
                     let to = self.error.len().min((piece + 1) * piece_len);
-                    self.for_each(piece * piece_len, to, |_, gradient| max = gradient.magnitude().max(max));
-                    max
+                    let mut pass = Largest { operands: self.rows(piece * piece_len, to), max: 0 };
+                    for_all_channels(self.channels.len(), &mut pass);
+                    pass.max
                 },
             );
             largest.fetch_max(here, Ordering::Relaxed);
@@ -354,12 +472,59 @@ impl<E: Copy + Into<i16> + Sync, W: Wide> Backward<'_, E, W> {
             ctx.isa.vectorize(
                 #[inline(always)]
                 || {
-                    let len = out.len();
-                    self.for_each(from, from + len, |i, gradient| {
-                        out[i - from] = narrow(gradient.stochastic(shift, dither.at(i), limit));
-                    });
+                    let operands = self.rows(from, from + out.len());
+                    let mut pass = Rounded { operands, out, from, shift, limit, dither, narrow: &narrow };
+                    for_all_channels(self.channels.len(), &mut pass);
                 },
             );
         });
+    }
+}
+
+struct Largest<'a, E, W> {
+    operands: Backward<'a, E, W>,
+    max: u64,
+}
+
+impl<E: Copy + Into<i16> + Sync, W: Wide> Lanes for Largest<'_, E, W> {
+    #[inline(always)]
+    fn run<const L: usize>(&mut self, first: usize) {
+        let at = self.operands.constants::<L>(first);
+        let mut max = [W::Magnitude::default(); L];
+        for row in 0..self.operands.error.len() / self.operands.channels.len() {
+            let gradients = self.operands.gradients(row, first, &at);
+            for k in 0..L {
+                max[k] = max[k].max(gradients[k].magnitude());
+            }
+        }
+        self.max = max.into_iter().fold(self.max, |a, b| a.max(b.into()));
+    }
+}
+
+struct Rounded<'a, E, W, U, F> {
+    operands: Backward<'a, E, W>,
+    out: &'a mut [U],
+    /// Index of the first element, for its random bits.
+    from: usize,
+    shift: u32,
+    limit: i32,
+    dither: Dither,
+    narrow: &'a F,
+}
+
+impl<E: Copy + Into<i16> + Sync, W: Wide, U, F: Fn(i32) -> U> Lanes for Rounded<'_, E, W, U, F> {
+    #[inline(always)]
+    fn run<const L: usize>(&mut self, first: usize) {
+        let at = self.operands.constants::<L>(first);
+        let width = self.operands.channels.len();
+        for row in 0..self.operands.error.len() / width {
+            let gradients = self.operands.gradients(row, first, &at);
+            let index = row * width + first;
+            let out = &mut self.out[index..index + L];
+            for k in 0..L {
+                let bits = self.dither.at(self.from + index + k);
+                out[k] = (self.narrow)(gradients[k].stochastic(self.shift, bits, self.limit));
+            }
+        }
     }
 }
