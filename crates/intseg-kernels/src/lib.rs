@@ -19,6 +19,7 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512vnni;
 pub mod batch_norm;
+pub mod bytes;
 pub mod conv;
 pub mod dither;
 pub mod isa;

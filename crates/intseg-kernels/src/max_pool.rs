@@ -23,6 +23,30 @@ pub struct MaxPool {
     pub padding: [usize; 2],
 }
 
+/// Output rows and columns of a pooling; `None` when the window does not fit. With `ceil` a last window may reach over
+/// the border if it starts on the input or on its leading padding.
+pub fn output_size(
+    input: [usize; 2],
+    kernel: [usize; 2],
+    stride: [usize; 2],
+    padding: [usize; 2],
+    ceil: bool,
+) -> Option<[usize; 2]> {
+    let along = |axis: usize| {
+        let size = input[axis];
+        let Some(room) = (size + 2 * padding[axis]).checked_sub(kernel[axis]) else {
+            // A window larger than the whole input still has one position when it may reach over the border.
+            return (ceil && size > 0).then_some(1);
+        };
+        if !ceil {
+            return Some(room / stride[axis] + 1);
+        }
+        let last = room.div_ceil(stride[axis]);
+        Some(if last * stride[axis] >= size + padding[axis] { last } else { last + 1 })
+    };
+    Some([along(0)?, along(1)?])
+}
+
 impl MaxPool {
     /// The taps of the window at output position `at` that lie on the input along `axis`, and the input's index at tap
     /// 0 (negative on padding).

@@ -79,6 +79,25 @@ pub fn for_each_piece<T: Send>(
     });
 }
 
+/// As [`for_each_piece`], with `scratch_len` elements of `scratch` for each call: `task(index, piece, scratch)`.
+///
+/// # Panics
+/// When `piece_len` is 0, or `scratch` has fewer than `scratch_len` elements for each thread.
+pub fn for_each_piece_with<T: Send, S: Send>(
+    pool: &dyn Pool,
+    out: &mut [T],
+    piece_len: usize,
+    scratch: &mut [S],
+    scratch_len: usize,
+    task: impl Fn(usize, &mut [T], &mut [S]) + Sync,
+) {
+    let scratch = Disjoint::new(scratch);
+    for_each_piece(pool, out, piece_len, |index, piece, worker| {
+        // SAFETY: each worker has its own part, and runs one task at a time.
+        task(index, piece, unsafe { scratch.piece(worker * scratch_len, (worker + 1) * scratch_len) });
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

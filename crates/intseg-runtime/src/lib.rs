@@ -1,1 +1,36 @@
-//! intseg-runtime
+//! The intseg model file and its integer-only executor.
+//!
+//! A model is one file: a graph of folded integer operators, its tensors, and a checksum ([`Model`]). [`Plan`] says
+//! for an image's size how much memory a run takes, and [`execute`] runs it in memory that the caller owns: no
+//! allocation, no float, no operating system. On a host, `Engine` does all of that behind one call.
+//!
+//! ```text
+//! bytes ─ Model::parse ─► Model ─ Plan::new(h, w) ─► sizes ─► Memory ─ load, execute ─► class map
+//! ```
+#![no_std]
+#![forbid(unsafe_code)]
+#![deny(clippy::float_arithmetic)]
+
+#[cfg(any(test, feature = "std"))]
+extern crate std;
+
+#[cfg(feature = "std")]
+mod engine;
+mod execute;
+mod model;
+mod plan;
+#[cfg(feature = "std")]
+pub mod writer;
+
+#[cfg(feature = "std")]
+pub use engine::{Engine, EngineError};
+pub use execute::{Memory, execute, load};
+pub use model::{Conv, Element, Model, ModelError, Node, Op, Requantization};
+pub use plan::{Plan, PlanError, Shape, Sizes, Slot};
+
+/// The version of the model file that this crate writes, and the newest that it reads.
+pub const VERSION: u32 = 1;
+/// What a model file begins with.
+pub const MAGIC: [u8; 8] = *b"INTSEG\0\0";
+/// The rounding of every requantisation, kept in the file so that a reader can refuse what it does not implement.
+pub const ROUNDING: &str = "half_even";

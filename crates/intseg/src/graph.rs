@@ -4,7 +4,7 @@
 //! counting walks its shapes. It holds no weights.
 
 use crate::tensor::Shape;
-use intseg_kernels::Conv2d;
+use intseg_kernels::{Conv2d, max_pool};
 
 /// Index of a node in its graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -269,20 +269,7 @@ pub fn accumulator_bound(geometry: &Conv2d) -> u64 {
 
 /// The shape after a pooling window, or `None` when it does not fit.
 pub fn pooled(spec: &PoolSpec, input: Shape) -> Option<Shape> {
-    let along = |size: usize, axis: usize| {
-        let room = (size + 2 * spec.padding[axis]).checked_sub(spec.kernel[axis]);
-        let (room, stride) = match room {
-            Some(room) => (room, spec.stride[axis]),
-            // A window larger than the whole input still has one position when it may reach over the border.
-            None if spec.ceil && size > 0 => return Some(1),
-            None => return None,
-        };
-        if !spec.ceil {
-            return Some(room / stride + 1);
-        }
-        let last = room.div_ceil(stride);
-        // The last window must start on the input or on its leading padding.
-        Some(if last * stride >= size + spec.padding[axis] { last } else { last + 1 })
-    };
-    Some(Shape { h: along(input.h, 0)?, w: along(input.w, 1)?, ..input })
+    let PoolSpec { kernel, stride, padding, ceil } = *spec;
+    let [h, w] = max_pool::output_size([input.h, input.w], kernel, stride, padding, ceil)?;
+    Some(Shape { h, w, ..input })
 }

@@ -7,7 +7,7 @@ use crate::data::IGNORE;
 use crate::ops::Step;
 use crate::ops::resize::{Taps, adjoint};
 use crate::tensor::{Mantissas, Tensor};
-use intseg_kernels::pool::for_each_piece;
+use intseg_kernels::pool::for_each_piece_with;
 use intseg_kernels::softmax::{LogitScale, Softmax};
 use std::sync::Mutex;
 
@@ -61,26 +61,21 @@ pub fn segmentation_loss(
     let scratch_len = row_len + blend_len;
     let mut scratch = step.buffers.take_i32(ctx.pool.threads() * scratch_len);
     let total = Mutex::new(Counts::default());
-    {
-        let scratch = WorkerScratch::new(&mut scratch, scratch_len);
-        for_each_piece(ctx.pool, &mut error, row_len, |row, error, worker| {
-            let image = &values[row / size[0] * logits.shape.h * blend_len..][..logits.shape.h * blend_len];
-            let labels = &labels[row * size[1]..][..size[1]];
-            scratch.with(worker, |scratch| {
-                let (sums, blend) = scratch.split_at_mut(row_len);
-                ctx.isa.vectorize(
-                    #[inline(always)]
-                    || resize.row(sums, blend, image, row % size[0], shift),
-                );
-                let counts = loss_row(error, sums, labels, classes, class_weights, scale, coarse);
-                let mut total = total.lock().expect("no task panics");
-                total.loss_q16 += counts.loss_q16;
-                total.weight_q8 += counts.weight_q8;
-                total.valid += counts.valid;
-                total.correct += counts.correct;
-            });
-        });
-    }
+    for_each_piece_with(ctx.pool, &mut error, row_len, &mut scratch, scratch_len, |row, error, scratch| {
+        let image = &values[row / size[0] * logits.shape.h * blend_len..][..logits.shape.h * blend_len];
+        let labels = &labels[row * size[1]..][..size[1]];
+        let (sums, blend) = scratch.split_at_mut(row_len);
+        ctx.isa.vectorize(
+            #[inline(always)]
+            || resize.row(sums, blend, image, row % size[0], shift),
+        );
+        let counts = loss_row(error, sums, labels, classes, class_weights, scale, coarse);
+        let mut total = total.lock().expect("no task panics");
+        total.loss_q16 += counts.loss_q16;
+        total.weight_q8 += counts.weight_q8;
+        total.valid += counts.valid;
+        total.correct += counts.correct;
+    });
     step.buffers.give_i32(scratch);
     let reduced = adjoint(step, &resize, &error, coarse as i32 - 15, logits.shape);
     step.buffers.give_i16(error);
@@ -116,20 +111,6 @@ fn loss_row(
         counts.correct += u64::from(softmax.best == class);
     }
     counts
-}
-
-/// One part of a buffer for each worker.
-struct WorkerScratch<'a>(Vec<Mutex<&'a mut [i32]>>);
-
-impl<'a> WorkerScratch<'a> {
-    fn new(buffer: &'a mut [i32], len: usize) -> Self {
-        WorkerScratch(buffer.chunks_mut(len.max(1)).map(Mutex::new).collect())
-    }
-
-    /// Never waits: no two tasks that overlap in time have the same worker.
-    fn with(&self, worker: usize, work: impl FnOnce(&mut [i32])) {
-        work(&mut self.0[worker].lock().expect("no task panics"));
-    }
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod weight_gradient;
 
 pub use convolution::Convolution;
 pub(crate) use store::Store;
+pub use store::requantize;
 pub use weight_gradient::WeightGradient;
 
 /// The geometry of a convolution, always described in its forward direction.

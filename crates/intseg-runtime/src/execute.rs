@@ -1,0 +1,324 @@
+//! Running a model in memory that the caller owns.
+
+use crate::model::{Conv, Element, Model, Node, Op, Requantization};
+use crate::plan::{Plan, Shape, Slot, convolution};
+use core::ops::Range;
+use intseg_kernels::pool::for_each_piece_with;
+use intseg_kernels::requantize::{self, Contribution};
+use intseg_kernels::resize::{Resize, Tap, axis};
+use intseg_kernels::round::divide_half_even;
+use intseg_kernels::{Context, Input, Line, Output, OutputData, Requantizer, Weights, average_pool, bytes, max_pool};
+
+/// The memory of a run, at least as large as [`crate::Sizes`] says.
+pub struct Memory<'m> {
+    /// Activations.
+    pub bytes: &'m mut [u8],
+    /// Residual streams and logits.
+    pub words: &'m mut [i16],
+    /// Scratch.
+    pub scratch: &'m mut [i32],
+    /// Sums of average pooling.
+    pub sums: &'m mut [i64],
+    /// Taps of resizing.
+    pub taps: &'m mut [Tap],
+    /// Packed weights, which [`load`] fills.
+    pub packed: &'m mut [Line],
+    /// Multipliers, which [`load`] fills.
+    pub multipliers: &'m mut [i32],
+    /// Biases, which [`load`] fills.
+    pub biases: &'m mut [i64],
+}
+
+/// Packs the weights and unpacks the constants. Once a model and instruction set: they do not depend on the image.
+///
+/// # Panics
+/// When the memory is smaller than the plan says.
+pub fn load(model: &Model, plan: &Plan, ctx: Context, memory: &mut Memory) {
+    let (mut packed, mut constants) = (0, 0);
+    for node in model.nodes() {
+        match node.op {
+            Op::Conv(conv) => {
+                let convolution = convolution_of(&node, &conv, plan.slots);
+                let len = convolution.packed_len(ctx.isa);
+                convolution.pack(ctx.isa, &mut memory.packed[packed..packed + len], conv.weights);
+                packed += len;
+                unpack(&conv.requantization, memory, &mut constants);
+            }
+            Op::Affine(requantization) => unpack(&requantization, memory, &mut constants),
+            _ => {}
+        }
+    }
+}
+
+fn unpack(requantization: &Requantization, memory: &mut Memory, at: &mut usize) {
+    let range = *at..*at + requantization.channels();
+    *at = range.end;
+    memory.multipliers[range.clone()].iter_mut().zip(requantization.multipliers()).for_each(|(out, v)| *out = v);
+    memory.biases[range].iter_mut().zip(requantization.biases()).for_each(|(out, v)| *out = v);
+}
+
+fn convolution_of(node: &Node, conv: &Conv, slots: &[Slot]) -> intseg_kernels::Convolution {
+    let input = node.input(0);
+    convolution(conv, slots[input].shape, if input == 0 { Element::I8 } else { Element::U8 })
+}
+
+/// Where the constants of the next nodes lie.
+#[derive(Clone, Copy, Default)]
+struct Constants {
+    packed: usize,
+    channels: usize,
+}
+
+/// Classifies each pixel of `image` (`[H, W, 3]`, RGB) into `class_map` (`[H, W]`). `tap` sees each node's output when
+/// it is done: its number, and where in the memory it lies.
+///
+/// # Panics
+/// When a slice has another length than the plan's image, or the memory is smaller than the plan says.
+pub fn execute(
+    model: &Model,
+    plan: &Plan,
+    ctx: Context,
+    memory: &mut Memory,
+    image: &[u8],
+    class_map: &mut [u8],
+    mut tap: impl FnMut(usize, &Slot, &Memory),
+) {
+    let Shape { h, w, .. } = plan.slots[0].shape;
+    assert_eq!(image.len(), 3 * h * w, "image");
+    assert_eq!(class_map.len(), h * w, "class map");
+    let mut constants = Constants::default();
+    for (index, node) in model.nodes().enumerate() {
+        let run = Run { model, plan, ctx, node: &node, slot: &plan.slots[index] };
+        match node.op {
+            Op::Image => {
+                for (out, &value) in memory.bytes[run.slot.range()].iter_mut().zip(image) {
+                    // The same bits as value − 128 as a signed byte.
+                    *out = value ^ 0x80;
+                }
+            }
+            Op::Conv(conv) => run.conv(&conv, memory, &mut constants),
+            Op::Affine(requantization) => run.affine(&requantization, memory, &mut constants),
+            Op::Add => run.add(memory),
+            Op::MaxPool { .. } => run.max_pool(memory),
+            Op::GlobalAveragePool => run.average_pool(memory),
+            Op::ResizeLike => run.resize(memory),
+            Op::Concat => run.concat(memory),
+        }
+        tap(index, run.slot, memory);
+    }
+    classify(model, plan, ctx, memory, class_map);
+}
+
+/// One node's run.
+struct Run<'a> {
+    model: &'a Model<'a>,
+    plan: &'a Plan<'a>,
+    ctx: Context<'a>,
+    node: &'a Node<'a>,
+    slot: &'a Slot,
+}
+
+/// Some parts of a slice to read and one to write, which must not overlap those.
+fn parts<T, const N: usize>(values: &mut [T], reads: [Range<usize>; N], write: Range<usize>) -> ([&[T]; N], &mut [T]) {
+    let (before, rest) = values.split_at_mut(write.start);
+    let (out, after) = rest.split_at_mut(write.len());
+    let (before, after): (&[T], &[T]) = (before, after);
+    let read = |range: Range<usize>| match range.end <= write.start {
+        true => &before[range],
+        false => &after[range.start - write.end..range.end - write.end],
+    };
+    (reads.map(read), out)
+}
+
+impl Run<'_> {
+    fn input(&self, k: usize) -> &Slot {
+        &self.plan.slots[self.node.input(k)]
+    }
+
+    fn requantizer<'m>(
+        &self,
+        requantization: &Requantization<'m>,
+        multipliers: &'m [i32],
+        biases: &'m [i64],
+        at: &mut Constants,
+    ) -> Requantizer<'m> {
+        let range = at.channels..at.channels + requantization.channels();
+        at.channels = range.end;
+        let [low, high] = self.node.clamp;
+        Requantizer {
+            multiplier: &multipliers[range.clone()],
+            bias: &biases[range],
+            shift: requantization.shifts(),
+            low,
+            high,
+        }
+    }
+
+    fn conv(&self, conv: &Conv, memory: &mut Memory, at: &mut Constants) {
+        let convolution = convolution_of(self.node, conv, self.plan.slots);
+        let Memory { bytes: activations, words, scratch, packed, multipliers, biases, .. } = memory;
+        let len = convolution.packed_len(self.ctx.isa);
+        let weights = Weights { raw: conv.weights, packed: &packed[at.packed..at.packed + len] };
+        at.packed += len;
+        let requantizer = self.requantizer(&conv.requantization, multipliers, biases, at);
+        let (input, data) = match self.slot.wide {
+            false => {
+                let ([input], out) = parts(activations, [self.input(0).range()], self.slot.range());
+                (input, OutputData::U8(out))
+            }
+            true => (&activations[self.input(0).range()], OutputData::I16(&mut words[self.slot.range()])),
+        };
+        let input = if convolution.signed { Input::I8(bytes::as_i8(input)) } else { Input::U8(input) };
+        let out = Output { data, stride: conv.c_out, offset: 0 };
+        convolution.run_requantized(self.ctx, out, input, weights, requantizer, scratch);
+    }
+
+    fn affine(&self, requantization: &Requantization, memory: &mut Memory, at: &mut Constants) {
+        let Memory { bytes: activations, words, multipliers, biases, .. } = memory;
+        let requantizer = self.requantizer(requantization, multipliers, biases, at);
+        match self.slot.wide {
+            false => {
+                let (input, out) = (&words[self.input(0).range()], &mut activations[self.slot.range()]);
+                requantize::affine(self.ctx, out, input, requantizer, |v| v as u8);
+            }
+            true => {
+                let ([input], out) = parts(words, [self.input(0).range()], self.slot.range());
+                requantize::affine(self.ctx, out, input, requantizer, |v| v as i16);
+            }
+        }
+    }
+
+    fn add(&self, memory: &mut Memory) {
+        let Memory { bytes: activations, words, .. } = memory;
+        // The unit is the finest exponent, so that every alignment is a left shift.
+        let exponents = [0, 1].map(|k| exponent_of(self.model, self.node.input(k)));
+        let out_exponent = self.node.exponent;
+        let coarsest = exponents[0].max(exponents[1]).max(out_exponent);
+        let unit = exponents[0].min(exponents[1]).min(out_exponent).max(coarsest - Contribution::MAX_SHIFT);
+        let shift = (out_exponent - unit).max(0) as u32;
+        let range = self.node.clamp.map(i64::from);
+        let [a, b] = [self.input(0), self.input(1)];
+        let shifts = exponents.map(|exponent| exponent - unit);
+        if self.slot.wide {
+            let reads = [a, b].map(|slot| if slot.wide { slot.range() } else { 0..0 });
+            let (wide, out) = parts(words, reads, self.slot.range());
+            let part = |k: usize, slot: &Slot| match slot.wide {
+                true => Contribution::I16(wide[k], shifts[k]),
+                false => Contribution::U8(&activations[slot.range()], shifts[k]),
+            };
+            requantize::sum_to_nearest(self.ctx, out, &[part(0, a), part(1, b)], shift, range, |v| v as i16);
+        } else {
+            let reads = [a, b].map(|slot| if slot.wide { 0..0 } else { slot.range() });
+            let (narrow, out) = parts(activations, reads, self.slot.range());
+            let part = |k: usize, slot: &Slot| match slot.wide {
+                true => Contribution::I16(&words[slot.range()], shifts[k]),
+                false => Contribution::U8(narrow[k], shifts[k]),
+            };
+            requantize::sum_to_nearest(self.ctx, out, &[part(0, a), part(1, b)], shift, range, |v| v as u8);
+        }
+    }
+
+    fn max_pool(&self, memory: &mut Memory) {
+        let Op::MaxPool { kernel, stride, padding, .. } = self.node.op else { return };
+        let (input, output) = (self.input(0), self.slot);
+        let pool = max_pool::MaxPool {
+            batch: 1,
+            input: [input.shape.h, input.shape.w],
+            output: [output.shape.h, output.shape.w],
+            channels: input.shape.c,
+            kernel,
+            stride,
+            padding,
+        };
+        if output.wide {
+            let ([input], out) = parts(memory.words, [input.range()], output.range());
+            pool.forward(self.ctx, out, &mut [], input);
+        } else {
+            let ([input], out) = parts(memory.bytes, [input.range()], output.range());
+            pool.forward(self.ctx, out, &mut [], input);
+        }
+    }
+
+    fn average_pool(&self, memory: &mut Memory) {
+        let input = self.input(0);
+        let (pixels, c) = (input.shape.h * input.shape.w, input.shape.c);
+        let Memory { bytes: activations, sums, .. } = memory;
+        let sums = &mut sums[..c];
+        let ([values], out) = parts(activations, [input.range()], self.slot.range());
+        average_pool::channel_sums(self.ctx, sums, values, pixels, c);
+        let shift = self.node.exponent - exponent_of(self.model, self.node.input(0));
+        let (up, down) = ((-shift).clamp(0, 24) as u32, shift.clamp(0, 24) as u32);
+        let [low, high] = self.node.clamp.map(i64::from);
+        for (out, &sum) in out.iter_mut().zip(&*sums) {
+            *out = divide_half_even(sum << up, (pixels as i64) << down).clamp(low, high) as u8;
+        }
+    }
+
+    fn resize(&self, memory: &mut Memory) {
+        let (input, output) = (self.input(0), self.slot);
+        let Memory { bytes: activations, words, taps, .. } = memory;
+        let size = [output.shape.h, output.shape.w];
+        let resize = taps_of(taps, input.shape, size, self.model.align_corners);
+        if output.wide {
+            let ([input], out) = parts(words, [input.range()], output.range());
+            resize.forward(self.ctx, out, input);
+        } else {
+            let ([input], out) = parts(activations, [input.range()], output.range());
+            resize.forward(self.ctx, out, input);
+        }
+    }
+
+    fn concat(&self, memory: &mut Memory) {
+        let channels = self.slot.shape.c;
+        let mut first = 0;
+        for input in self.node.inputs() {
+            let input = &self.plan.slots[input];
+            let c = input.shape.c;
+            let ([values], out) = parts(memory.bytes, [input.range()], self.slot.range());
+            for (out, values) in out.chunks_exact_mut(channels).zip(values.chunks_exact(c)) {
+                out[first..first + c].copy_from_slice(values);
+            }
+            first += c;
+        }
+    }
+}
+
+fn exponent_of(model: &Model, index: usize) -> i32 {
+    model.nodes().nth(index).map_or(0, |node| node.exponent)
+}
+
+/// A resize whose taps are written to the front of `taps`.
+fn taps_of(taps: &mut [Tap], input: Shape, [h, w]: [usize; 2], align_corners: bool) -> Resize<'_> {
+    let (rows, columns) = taps[..h + w].split_at_mut(h);
+    let denominators = [axis(rows, input.h, align_corners), axis(columns, input.w, align_corners)];
+    Resize { input: [input.h, input.w], channels: input.c, rows, columns, denominators }
+}
+
+/// Resizes the logits to the image's size and takes each pixel's largest, a row at a time: the first of several.
+fn classify(model: &Model, plan: &Plan, ctx: Context, memory: &mut Memory, class_map: &mut [u8]) {
+    let (image, logits) = (plan.slots[0].shape, &plan.slots[plan.slots.len() - 1]);
+    let Memory { bytes: activations, words, taps, scratch, .. } = memory;
+    let resize = taps_of(taps, logits.shape, [image.h, image.w], model.align_corners);
+    let shift = resize.shift_to_i32(1 << 15);
+    let (row_len, blend_len) = (image.w * logits.shape.c, logits.shape.w * logits.shape.c);
+    let scratch_len = row_len + blend_len;
+    for_each_piece_with(ctx.pool, class_map, image.w, scratch, scratch_len, |y, out, scratch| {
+        let (sums, blend) = scratch.split_at_mut(row_len);
+        ctx.isa.vectorize(
+            #[inline(always)]
+            || match logits.wide {
+                true => resize.row(sums, blend, &words[logits.range()], y, shift),
+                false => resize.row(sums, blend, &activations[logits.range()], y, shift),
+            },
+        );
+        for (class, logits) in out.iter_mut().zip(sums.chunks_exact(logits.shape.c)) {
+            let mut best = 0;
+            for (k, &z) in logits.iter().enumerate() {
+                if z > logits[best] {
+                    best = k;
+                }
+            }
+            *class = best as u8;
+        }
+    });
+}

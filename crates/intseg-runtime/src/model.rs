@@ -1,0 +1,458 @@
+//! Reading a model file.
+//!
+//! All numbers are little-endian. The file is
+//!
+//! | part | bytes |
+//! |---|---|
+//! | magic `INTSEG\0\0`, version (u32), rounding (u32, 0: half to even), total length (u64) | 24 |
+//! | length of the metadata (u32), length of the graph (u32) | 8 |
+//! | metadata, UTF-8 JSON: name, classes, palette, training | as said |
+//! | graph: number of nodes (u32), flags (u32, bit 0: aligned corners), nodes | as said |
+//! | tensors, each at a multiple of 64 from the file's start | as the nodes say |
+//! | BLAKE3-256 of everything before | 32 |
+//!
+//! Nothing is trusted: every length is checked before it is used, and nothing is allocated.
+
+use crate::{MAGIC, VERSION};
+use core::fmt;
+use intseg_kernels::bytes::as_i8;
+
+/// Bytes of the fixed part at the start.
+pub(crate) const HEADER: usize = 32;
+/// Bytes of the checksum at the end.
+pub(crate) const CHECKSUM: usize = 32;
+/// The largest size along one axis that a geometry may name.
+const MAX_EXTENT: u32 = 1 << 15;
+
+/// Why a file is no usable model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// It does not begin as a model file does.
+    NotAModel,
+    /// It was written by a newer version.
+    Newer {
+        /// The file's version.
+        version: u32,
+    },
+    /// It uses a rounding that this reader does not implement.
+    Rounding {
+        /// The rounding's number.
+        rounding: u32,
+    },
+    /// It ends too early or too late.
+    Length {
+        /// What its header says.
+        expected: u64,
+        /// What there is.
+        found: u64,
+    },
+    /// Its content is not what was written.
+    Checksum,
+    /// A node cannot be.
+    Node {
+        /// The node's number.
+        index: u32,
+        /// What is wrong.
+        problem: &'static str,
+    },
+}
+
+impl fmt::Display for ModelError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ModelError::NotAModel => write!(f, "this is no intseg model file"),
+            ModelError::Newer { version } => {
+                write!(f, "the model file has version {version}, this program reads up to {VERSION}: update intseg")
+            }
+            ModelError::Rounding { rounding } => {
+                write!(
+                    f,
+                    "the model file uses rounding {rounding}, which this program does not implement: update intseg"
+                )
+            }
+            ModelError::Length { expected, found } => {
+                write!(f, "the model file should have {expected} bytes and has {found}: it is truncated, copy it again")
+            }
+            ModelError::Checksum => write!(f, "the model file's checksum is wrong: it is damaged, copy it again"),
+            ModelError::Node { index, problem } => write!(f, "the model file's node {index} is invalid: {problem}"),
+        }
+    }
+}
+
+impl core::error::Error for ModelError {}
+
+/// The type of a node's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Element {
+    /// Activations after ReLU, 0..=255.
+    U8 = 0,
+    /// The image, −128..=127.
+    I8 = 1,
+    /// Residual streams and logits, ±32767.
+    I16 = 2,
+}
+
+/// One multiplier, bias and shift a channel, as bytes of the file.
+#[derive(Clone, Copy, Debug)]
+pub struct Requantization<'a> {
+    multiplier: &'a [u8],
+    bias: &'a [u8],
+    shift: &'a [u8],
+}
+
+impl<'a> Requantization<'a> {
+    /// Number of channels.
+    pub fn channels(&self) -> usize {
+        self.shift.len()
+    }
+
+    /// The multipliers.
+    pub fn multipliers(&self) -> impl Iterator<Item = i32> + use<'a> {
+        self.multiplier.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b))
+    }
+
+    /// The biases, in units of the product of sum and multiplier.
+    pub fn biases(&self) -> impl Iterator<Item = i64> + use<'a> {
+        self.bias.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b))
+    }
+
+    /// The right shifts.
+    pub fn shifts(&self) -> &'a [u8] {
+        self.shift
+    }
+}
+
+/// A convolution with its folded requantisation.
+#[derive(Clone, Copy, Debug)]
+pub struct Conv<'a> {
+    /// Kernel rows and columns.
+    pub kernel: [usize; 2],
+    /// Stride.
+    pub stride: [usize; 2],
+    /// Dilation.
+    pub dilation: [usize; 2],
+    /// Padding.
+    pub padding: [usize; 2],
+    /// Input channels.
+    pub c_in: usize,
+    /// Output channels.
+    pub c_out: usize,
+    /// `[KH, KW, C_in, C_out]`.
+    pub weights: &'a [i8],
+    /// Exponent of the weights' step, for people to read.
+    pub weight_exponent: i32,
+    /// From sums to output.
+    pub requantization: Requantization<'a>,
+}
+
+impl Conv<'_> {
+    /// The largest magnitude that a sum can reach.
+    pub fn accumulator_bound(&self) -> u64 {
+        (self.kernel[0] * self.kernel[1]) as u64 * self.c_in as u64 * 255 * 127
+    }
+}
+
+/// What a node computes.
+#[derive(Clone, Copy, Debug)]
+pub enum Op<'a> {
+    /// The image, `[1, H, W, 3]`, value − 128.
+    Image,
+    /// Convolution, requantisation, clamp.
+    Conv(Conv<'a>),
+    /// Per-channel multiplier, bias and shift of a 16-bit stream.
+    Affine(Requantization<'a>),
+    /// Sum of two tensors at the output's exponent.
+    Add,
+    /// Max pooling.
+    MaxPool {
+        /// Window.
+        kernel: [usize; 2],
+        /// Stride.
+        stride: [usize; 2],
+        /// Padding.
+        padding: [usize; 2],
+        /// Whether a last window may reach over the border.
+        ceil: bool,
+    },
+    /// Mean over all positions.
+    GlobalAveragePool,
+    /// Bilinear resize of the first input to the second's rows and columns.
+    ResizeLike,
+    /// Concatenation along channels.
+    Concat,
+}
+
+/// A node of the graph.
+#[derive(Clone, Copy, Debug)]
+pub struct Node<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// What it computes.
+    pub op: Op<'a>,
+    inputs: &'a [u8],
+    /// The type of its output.
+    pub element: Element,
+    /// The exponent of its output.
+    pub exponent: i32,
+    /// Smallest and largest output.
+    pub clamp: [i32; 2],
+}
+
+impl<'a> Node<'a> {
+    /// The numbers of the nodes that it reads, each smaller than its own.
+    pub fn inputs(&self) -> impl ExactSizeIterator<Item = usize> + use<'a> {
+        self.inputs.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b) as usize)
+    }
+
+    /// Input `k`.
+    ///
+    /// # Panics
+    /// When there are fewer inputs; [`Model::parse`] has checked that an operator has those it needs.
+    pub fn input(&self, k: usize) -> usize {
+        self.inputs().nth(k).expect("the number of inputs was checked")
+    }
+}
+
+/// A model file's content, borrowed.
+#[derive(Clone, Copy, Debug)]
+pub struct Model<'a> {
+    file: &'a [u8],
+    metadata: &'a str,
+    nodes: &'a [u8],
+    count: usize,
+    /// Whether resizing aligns the corner pixels' centres.
+    pub align_corners: bool,
+}
+
+/// Reads numbers from the front of a slice.
+#[derive(Clone, Copy)]
+struct Cursor<'a>(&'a [u8]);
+
+impl<'a> Cursor<'a> {
+    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (head, tail) = self.0.split_at_checked(len)?;
+        self.0 = tail;
+        Some(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.take(N)?.try_into().ok()
+    }
+
+    fn u8(&mut self) -> Option<u8> {
+        self.array().map(u8::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn i32(&mut self) -> Option<i32> {
+        self.array().map(i32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    /// Two sizes of at least `least`.
+    fn pair(&mut self, least: u32) -> Option<[usize; 2]> {
+        let pair = [self.u32()?, self.u32()?];
+        pair.iter().all(|v| (least..=MAX_EXTENT).contains(v)).then(|| pair.map(|v| v as usize))
+    }
+}
+
+impl<'a> Model<'a> {
+    /// Reads a model file's bytes and checks all of it.
+    ///
+    /// # Errors
+    /// When the bytes are no model, are damaged, or hold a node that cannot be.
+    pub fn parse(file: &'a [u8]) -> Result<Self, ModelError> {
+        let model = Self::parse_header(file)?;
+        let (content, checksum) = file.split_at(file.len() - CHECKSUM);
+        if blake3::hash(content).as_bytes() != checksum {
+            return Err(ModelError::Checksum);
+        }
+        model.check_nodes()?;
+        Ok(model)
+    }
+
+    /// Reads bytes that [`Model::parse`] has accepted before, without computing their checksum again.
+    ///
+    /// # Errors
+    /// As [`Model::parse`].
+    pub fn parse_again(file: &'a [u8]) -> Result<Self, ModelError> {
+        let model = Self::parse_header(file)?;
+        model.check_nodes()?;
+        Ok(model)
+    }
+
+    fn parse_header(file: &'a [u8]) -> Result<Self, ModelError> {
+        let mut header = Cursor(file);
+        if header.array() != Some(MAGIC) {
+            return Err(ModelError::NotAModel);
+        }
+        let short = ModelError::Length { expected: (HEADER + CHECKSUM) as u64, found: file.len() as u64 };
+        let version = header.u32().ok_or(short)?;
+        if version > VERSION {
+            return Err(ModelError::Newer { version });
+        }
+        let rounding = header.u32().ok_or(short)?;
+        if rounding != 0 {
+            return Err(ModelError::Rounding { rounding });
+        }
+        let expected = header.u64().ok_or(short)?;
+        if expected != file.len() as u64 || file.len() < HEADER + CHECKSUM {
+            return Err(ModelError::Length { expected, found: file.len() as u64 });
+        }
+        let lengths = [header.u32().ok_or(short)?, header.u32().ok_or(short)?];
+        let problem = |problem| ModelError::Node { index: 0, problem };
+        let mut body = Cursor(&file[HEADER..file.len() - CHECKSUM]);
+        let metadata = body.take(lengths[0] as usize).ok_or(problem("the metadata is longer than the file"))?;
+        let metadata = core::str::from_utf8(metadata).map_err(|_| problem("the metadata is not UTF-8"))?;
+        let mut graph = Cursor(body.take(lengths[1] as usize).ok_or(problem("the graph is longer than the file"))?);
+        let count = graph.u32().ok_or(problem("the graph is empty"))? as usize;
+        let flags = graph.u32().ok_or(problem("the graph is empty"))?;
+        // A node has at least 20 bytes.
+        if count == 0 || count > graph.0.len() / 20 {
+            return Err(problem("the number of nodes does not fit the graph's length"));
+        }
+        Ok(Model { file, metadata, nodes: graph.0, count, align_corners: flags & 1 == 1 })
+    }
+
+    fn check_nodes(&self) -> Result<(), ModelError> {
+        let mut cursor = Cursor(self.nodes);
+        for index in 0..self.count {
+            self.node(&mut cursor, index).map_err(|problem| ModelError::Node { index: index as u32, problem })?;
+        }
+        Ok(())
+    }
+
+    /// Number of nodes. The last one's output is the logits.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Never: [`Model::parse`] refuses a graph without nodes.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The metadata, JSON.
+    pub fn metadata(&self) -> &'a str {
+        self.metadata
+    }
+
+    /// The nodes in their order.
+    pub fn nodes(&self) -> impl Iterator<Item = Node<'a>> + use<'a> {
+        let model = *self;
+        let mut cursor = Cursor(model.nodes);
+        (0..model.count).map_while(move |index| model.node(&mut cursor, index).ok())
+    }
+
+    /// A tensor's bytes: offset from the file's start and length.
+    fn tensor(&self, cursor: &mut Cursor<'a>, unit: usize, count: usize) -> Option<&'a [u8]> {
+        let (offset, len) = (cursor.u64()?, cursor.u64()?);
+        let (offset, len) = (usize::try_from(offset).ok()?, usize::try_from(len).ok()?);
+        let end = offset.checked_add(len).filter(|&end| end <= self.file.len() - CHECKSUM)?;
+        (len == unit.checked_mul(count)?).then(|| &self.file[offset..end])
+    }
+
+    fn requantization(&self, cursor: &mut Cursor<'a>, channels: usize) -> Result<Requantization<'a>, &'static str> {
+        let mut tensor = |unit| self.tensor(cursor, unit, channels).ok_or("its requantisation lies outside the file");
+        let requantization = Requantization { multiplier: tensor(4)?, bias: tensor(8)?, shift: tensor(1)? };
+        if requantization.shift.iter().any(|&shift| shift > 62) {
+            return Err("a shift exceeds 62");
+        }
+        if requantization.biases().any(|bias| bias.unsigned_abs() > 1 << 61) {
+            return Err("a bias exceeds 2^61");
+        }
+        Ok(requantization)
+    }
+
+    /// Reads one node from the cursor and checks it.
+    fn node(&self, cursor: &mut Cursor<'a>, index: usize) -> Result<Node<'a>, &'static str> {
+        let end = "it is longer than the graph";
+        let code = cursor.u8().ok_or(end)?;
+        let element = match cursor.u8().ok_or(end)? {
+            0 => Element::U8,
+            1 => Element::I8,
+            2 => Element::I16,
+            _ => return Err("its element type is unknown"),
+        };
+        let [input_count, name_len] = [cursor.u8().ok_or(end)?, cursor.u8().ok_or(end)?].map(usize::from);
+        let exponent = cursor.i32().ok_or(end)?;
+        let clamp = [cursor.i32().ok_or(end)?, cursor.i32().ok_or(end)?];
+        let name = core::str::from_utf8(cursor.take(name_len).ok_or(end)?).map_err(|_| "its name is not UTF-8")?;
+        let inputs = cursor.take(4 * input_count).ok_or(end)?;
+        let (low, high) = match element {
+            Element::U8 => (0, 255),
+            Element::I8 => (-128, 127),
+            Element::I16 => (-32_767, 32_767),
+        };
+        if clamp[0] > clamp[1] || clamp[0] < low || clamp[1] > high || exponent.unsigned_abs() > 200 {
+            return Err("its exponent or clamp is out of range");
+        }
+        let op = self.op(cursor, code)?;
+        let node = Node { name, op, inputs, element, exponent, clamp };
+        let wanted = match op {
+            Op::Image => 0..=0,
+            Op::Conv(_) | Op::Affine(_) | Op::MaxPool { .. } | Op::GlobalAveragePool => 1..=1,
+            Op::Add | Op::ResizeLike => 2..=2,
+            Op::Concat => 1..=64,
+        };
+        if !wanted.contains(&input_count) {
+            return Err("it has the wrong number of inputs");
+        }
+        if node.inputs().any(|input| input >= index) {
+            return Err("it reads a node that comes later");
+        }
+        if matches!(op, Op::Image) != (index == 0) {
+            return Err("the image must be the first node and no other");
+        }
+        Ok(node)
+    }
+
+    fn op(&self, cursor: &mut Cursor<'a>, code: u8) -> Result<Op<'a>, &'static str> {
+        let size = "a size is out of range";
+        Ok(match code {
+            0 => Op::Image,
+            1 => {
+                let kernel = cursor.pair(1).ok_or(size)?;
+                let stride = cursor.pair(1).ok_or(size)?;
+                let dilation = cursor.pair(1).ok_or(size)?;
+                let padding = cursor.pair(0).ok_or(size)?;
+                let [c_in, c_out] = cursor.pair(1).ok_or(size)?;
+                let weight_exponent = cursor.i32().ok_or(size)?;
+                let count = (kernel[0] * kernel[1]).checked_mul(c_in * c_out).ok_or(size)?;
+                let weights = as_i8(self.tensor(cursor, 1, count).ok_or("its weights lie outside the file")?);
+                let requantization = self.requantization(cursor, c_out)?;
+                let conv =
+                    Conv { kernel, stride, dilation, padding, c_in, c_out, weights, weight_exponent, requantization };
+                if conv.accumulator_bound() > i32::MAX as u64 {
+                    return Err("its accumulator could overflow 32 bits");
+                }
+                Op::Conv(conv)
+            }
+            2 => {
+                let [channels, _] = cursor.pair(1).ok_or(size)?;
+                Op::Affine(self.requantization(cursor, channels)?)
+            }
+            3 => Op::Add,
+            4 => {
+                let (kernel, stride) = (cursor.pair(1).ok_or(size)?, cursor.pair(1).ok_or(size)?);
+                let (padding, flags) = (cursor.pair(0).ok_or(size)?, cursor.u32().ok_or(size)?);
+                if (0..2).any(|axis| padding[axis] >= kernel[axis]) {
+                    return Err("its padding reaches beyond its window");
+                }
+                Op::MaxPool { kernel, stride, padding, ceil: flags & 1 == 1 }
+            }
+            5 => Op::GlobalAveragePool,
+            6 => Op::ResizeLike,
+            7 => Op::Concat,
+            _ => return Err("its operator is unknown"),
+        })
+    }
+}

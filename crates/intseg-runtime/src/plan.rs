@@ -1,0 +1,275 @@
+//! Shapes and memory of a run, before anything runs.
+
+use crate::model::{Conv, Element, Model, Node, Op};
+use core::fmt;
+use intseg_kernels::{Context, Conv2d, Convolution, Direction};
+
+/// Rows, columns and channels of a node's output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shape {
+    /// Rows.
+    pub h: usize,
+    /// Columns.
+    pub w: usize,
+    /// Channels.
+    pub c: usize,
+}
+
+impl Shape {
+    /// Number of elements.
+    pub fn len(self) -> usize {
+        self.h * self.w * self.c
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Where a node's output lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Slot {
+    /// Its shape.
+    pub shape: Shape,
+    /// Whether it lies among the 16-bit values rather than the bytes.
+    pub wide: bool,
+    /// Its first element there.
+    pub offset: usize,
+    /// The last node that reads it.
+    pub last_reader: usize,
+}
+
+impl Slot {
+    /// Its elements.
+    pub fn range(&self) -> core::ops::Range<usize> {
+        self.offset..self.offset + self.shape.len()
+    }
+}
+
+/// How much memory a run takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    /// Bytes of activations.
+    pub bytes: usize,
+    /// 16-bit values of residual streams and logits.
+    pub words: usize,
+    /// i32 of scratch.
+    pub scratch: usize,
+    /// i64 sums of average pooling.
+    pub sums: usize,
+    /// Taps of resizing.
+    pub taps: usize,
+    /// Lines of packed weights.
+    pub packed: usize,
+    /// i32 multipliers.
+    pub multipliers: usize,
+    /// i64 biases.
+    pub biases: usize,
+    /// The bytes that live at the same time at the worst moment: no plan can do with less for activations.
+    pub lower_bound: usize,
+}
+
+impl Sizes {
+    /// Bytes of activations, residual streams and logits.
+    pub fn activation_bytes(&self) -> usize {
+        self.bytes + 2 * self.words
+    }
+}
+
+/// Why a model cannot run at a size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PlanError<'a> {
+    /// An image without pixels, or one beyond 32 768 a side.
+    ImageSize {
+        /// Rows.
+        h: usize,
+        /// Columns.
+        w: usize,
+    },
+    /// Fewer slots than nodes.
+    Slots {
+        /// Nodes.
+        needed: usize,
+    },
+    /// A layer that does not fit its input.
+    Layer {
+        /// Its name.
+        name: &'a str,
+        /// What is wrong.
+        problem: &'static str,
+    },
+}
+
+impl fmt::Display for PlanError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PlanError::ImageSize { h, w } => {
+                write!(f, "an image of {h}×{w} pixels cannot be used: 1 to 32768 a side can")
+            }
+            PlanError::Slots { needed } => write!(f, "the plan needs {needed} slots"),
+            PlanError::Layer { name, problem } => write!(f, "layer {name}: {problem}"),
+        }
+    }
+}
+
+impl core::error::Error for PlanError<'_> {}
+
+/// A model at an image size.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<'s> {
+    /// One slot a node.
+    pub slots: &'s [Slot],
+    /// How much memory a run takes.
+    pub sizes: Sizes,
+}
+
+/// The convolution of a node for an input shape.
+pub(crate) fn convolution(conv: &Conv, input: Shape, element: Element) -> Convolution {
+    let geometry = Conv2d {
+        batch: 1,
+        in_h: input.h,
+        in_w: input.w,
+        c_in: conv.c_in,
+        c_out: conv.c_out,
+        kernel: conv.kernel,
+        stride: conv.stride,
+        dilation: conv.dilation,
+        padding: conv.padding,
+    };
+    Convolution { geometry, direction: Direction::Forward, signed: element == Element::I8 }
+}
+
+impl<'s> Plan<'s> {
+    /// Plans a run on an image of `h` rows and `w` columns. `slots` holds the plan; it must have one element a node.
+    ///
+    /// # Errors
+    /// When the image has no pixels or too many, or a layer does not fit its input.
+    pub fn new<'a>(
+        model: &Model<'a>,
+        [h, w]: [usize; 2],
+        ctx: Context,
+        slots: &'s mut [Slot],
+    ) -> Result<Self, PlanError<'a>> {
+        if ![h, w].iter().all(|side| (1..=32_768).contains(side)) {
+            return Err(PlanError::ImageSize { h, w });
+        }
+        let slots = slots.get_mut(..model.len()).ok_or(PlanError::Slots { needed: model.len() })?;
+        for (index, node) in model.nodes().enumerate() {
+            let shape =
+                shape_of(&node, slots, [h, w]).map_err(|problem| PlanError::Layer { name: node.name, problem })?;
+            slots[index] = Slot { shape, wide: node.element == Element::I16, offset: 0, last_reader: index };
+            node.inputs().for_each(|input| slots[input].last_reader = index);
+            check_elements(&node, slots).map_err(|problem| PlanError::Layer { name: node.name, problem })?;
+        }
+        // The class map is made from the logits after the last node.
+        slots[model.len() - 1].last_reader = model.len();
+        let mut sizes = place(slots);
+        for node in model.nodes() {
+            measure(&mut sizes, &node, slots, ctx);
+        }
+        let logits = slots[model.len() - 1].shape;
+        sizes.scratch = sizes.scratch.max(ctx.pool.threads() * (w + logits.w) * logits.c);
+        sizes.taps = sizes.taps.max(h + w);
+        Ok(Plan { slots, sizes })
+    }
+}
+
+/// Checks that a node's inputs have the types that it reads.
+fn check_elements(node: &Node, slots: &[Slot]) -> Result<(), &'static str> {
+    let wide = |k: usize| slots[node.input(k)].wide;
+    let image = |k: usize| node.input(k) == 0;
+    let fits = match node.op {
+        Op::Image => node.element == Element::I8,
+        Op::Conv(_) => !wide(0) && node.element != Element::I8,
+        Op::Affine(_) => wide(0) && node.element != Element::I8,
+        Op::Add => !image(0) && !image(1) && node.element != Element::I8,
+        Op::MaxPool { .. } | Op::ResizeLike => !image(0) && wide(0) == (node.element == Element::I16),
+        Op::GlobalAveragePool => !image(0) && !wide(0) && node.element == Element::U8,
+        Op::Concat => (0..node.inputs().len()).all(|k| !image(k) && !wide(k)) && node.element == Element::U8,
+    };
+    if fits { Ok(()) } else { Err("its inputs have the wrong type") }
+}
+
+fn shape_of(node: &Node, slots: &[Slot], [h, w]: [usize; 2]) -> Result<Shape, &'static str> {
+    let input = |k: usize| slots[node.input(k)].shape;
+    match node.op {
+        Op::Image => Ok(Shape { h, w, c: 3 }),
+        Op::Conv(conv) => {
+            if conv.c_in != input(0).c {
+                return Err("its weights have another number of channels than its input");
+            }
+            let geometry = convolution(&conv, input(0), Element::U8).geometry;
+            let [h, w] = geometry.output_size().ok_or("the image is too small for its window")?;
+            Ok(Shape { h, w, c: conv.c_out })
+        }
+        Op::Affine(r) if r.channels() == input(0).c => Ok(input(0)),
+        Op::Affine(_) => Err("it has another number of channels than its input"),
+        Op::Add if input(0) == input(1) => Ok(input(0)),
+        Op::Add => Err("its inputs have different shapes"),
+        Op::MaxPool { kernel, stride, padding, ceil } => {
+            let [h, w] = intseg_kernels::max_pool::output_size([input(0).h, input(0).w], kernel, stride, padding, ceil)
+                .ok_or("the image is too small for its window")?;
+            Ok(Shape { h, w, ..input(0) })
+        }
+        Op::GlobalAveragePool => Ok(Shape { h: 1, w: 1, ..input(0) }),
+        Op::ResizeLike => Ok(Shape { c: input(0).c, ..input(1) }),
+        Op::Concat => {
+            let same = |k: usize| (input(k).h, input(k).w) == (input(0).h, input(0).w);
+            if !(0..node.inputs().len()).all(same) {
+                return Err("its inputs have different sizes");
+            }
+            Ok(Shape { c: (0..node.inputs().len()).map(|k| input(k).c).sum(), ..input(0) })
+        }
+    }
+}
+
+/// Gives each output the lowest place that is free for as long as it lives.
+fn place(slots: &mut [Slot]) -> Sizes {
+    let mut sizes = Sizes::default();
+    for index in 0..slots.len() {
+        let (before, rest) = slots.split_at_mut(index);
+        let slot = &mut rest[0];
+        let live = |other: &&Slot| other.wide == slot.wide && other.last_reader >= index;
+        let free = |offset: usize| {
+            let end = offset + slot.shape.len();
+            before.iter().filter(live).all(|other| other.offset >= end || other.range().end <= offset)
+        };
+        let ends = before.iter().filter(live).map(|other| other.range().end);
+        let offset = core::iter::once(0).chain(ends).filter(|&offset| free(offset)).min();
+        slot.offset = offset.expect("behind the last live one there is room");
+        let end = slot.range().end;
+        let total = if slot.wide { &mut sizes.words } else { &mut sizes.bytes };
+        *total = end.max(*total);
+        let live = slots[..=index].iter().filter(|slot| slot.last_reader >= index);
+        let bytes = live.map(|slot| slot.shape.len() * if slot.wide { 2 } else { 1 }).sum();
+        sizes.lower_bound = sizes.lower_bound.max(bytes);
+    }
+    sizes
+}
+
+/// Adds a node's scratch and constants.
+fn measure(sizes: &mut Sizes, node: &Node, slots: &[Slot], ctx: Context) {
+    match node.op {
+        Op::Conv(conv) => {
+            let input = node.input(0);
+            let element = if input == 0 { Element::I8 } else { Element::U8 };
+            let convolution = convolution(&conv, slots[input].shape, element);
+            sizes.scratch = sizes.scratch.max(convolution.scratch_len(ctx));
+            sizes.packed += convolution.packed_len(ctx.isa);
+            sizes.multipliers += conv.c_out;
+            sizes.biases += conv.c_out;
+        }
+        Op::Affine(r) => {
+            sizes.multipliers += r.channels();
+            sizes.biases += r.channels();
+        }
+        Op::GlobalAveragePool => sizes.sums = sizes.sums.max(slots[node.input(0)].shape.c),
+        Op::ResizeLike => {
+            let like = slots[node.input(1)].shape;
+            sizes.taps = sizes.taps.max(like.h + like.w);
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,174 @@
+//! Building a model file.
+
+use crate::model::{CHECKSUM, Element, HEADER};
+use crate::{MAGIC, VERSION};
+use std::string::String;
+use std::vec::Vec;
+
+/// One multiplier, bias and shift a channel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RequantizationSpec {
+    /// Multipliers.
+    pub multiplier: Vec<i32>,
+    /// Biases in units of the product, below 2^61.
+    pub bias: Vec<i64>,
+    /// Right shifts, at most 62.
+    pub shift: Vec<u8>,
+}
+
+/// What a node computes; see [`crate::Op`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OpSpec {
+    /// The image.
+    Image,
+    /// A convolution.
+    Conv {
+        /// Kernel, stride, dilation and padding, each vertical then horizontal.
+        geometry: [[usize; 2]; 4],
+        /// Input and output channels.
+        channels: [usize; 2],
+        /// Exponent of the weights' step.
+        weight_exponent: i32,
+        /// `[KH, KW, C_in, C_out]`.
+        weights: Vec<i8>,
+        /// From sums to output.
+        requantization: RequantizationSpec,
+    },
+    /// Per-channel multiplier, bias and shift.
+    Affine(RequantizationSpec),
+    /// Sum of two tensors.
+    Add,
+    /// Max pooling.
+    MaxPool {
+        /// Window, stride and padding, each vertical then horizontal.
+        geometry: [[usize; 2]; 3],
+        /// Whether a last window may reach over the border.
+        ceil: bool,
+    },
+    /// Mean over all positions.
+    GlobalAveragePool,
+    /// Bilinear resize to the second input's size.
+    ResizeLike,
+    /// Concatenation along channels.
+    Concat,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeSpec {
+    /// Its name, at most 255 bytes.
+    pub name: String,
+    /// What it computes.
+    pub op: OpSpec,
+    /// Numbers of earlier nodes.
+    pub inputs: Vec<usize>,
+    /// The type of its output.
+    pub element: Element,
+    /// The exponent of its output.
+    pub exponent: i32,
+    /// Smallest and largest output.
+    pub clamp: [i32; 2],
+}
+
+/// A model: its last node's output is the logits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelSpec {
+    /// JSON for people and programs on hosts.
+    pub metadata: String,
+    /// Whether resizing aligns the corner pixels' centres.
+    pub align_corners: bool,
+    /// Nodes, inputs before their readers.
+    pub nodes: Vec<NodeSpec>,
+}
+
+/// The graph's bytes and, behind it, the tensors'.
+struct Writer {
+    graph: Vec<u8>,
+    tensors: Vec<u8>,
+    /// Where in `graph` a tensor's offset is to be completed.
+    offsets: Vec<usize>,
+}
+
+impl Writer {
+    fn u32s(&mut self, values: impl IntoIterator<Item = usize>) {
+        values.into_iter().for_each(|v| self.graph.extend((v as u32).to_le_bytes()));
+    }
+
+    fn tensor(&mut self, bytes: impl IntoIterator<Item = u8>) {
+        self.tensors.resize(self.tensors.len().next_multiple_of(64), 0);
+        self.offsets.push(self.graph.len());
+        let from = self.tensors.len();
+        self.tensors.extend(bytes);
+        self.graph.extend((from as u64).to_le_bytes());
+        self.graph.extend(((self.tensors.len() - from) as u64).to_le_bytes());
+    }
+
+    fn requantization(&mut self, r: &RequantizationSpec) {
+        self.tensor(r.multiplier.iter().flat_map(|v| v.to_le_bytes()));
+        self.tensor(r.bias.iter().flat_map(|v| v.to_le_bytes()));
+        self.tensor(r.shift.iter().copied());
+    }
+
+    fn node(&mut self, node: &NodeSpec) {
+        let code = match &node.op {
+            OpSpec::Image => 0,
+            OpSpec::Conv { .. } => 1,
+            OpSpec::Affine(_) => 2,
+            OpSpec::Add => 3,
+            OpSpec::MaxPool { .. } => 4,
+            OpSpec::GlobalAveragePool => 5,
+            OpSpec::ResizeLike => 6,
+            OpSpec::Concat => 7,
+        };
+        let name = &node.name.as_bytes()[..node.name.len().min(255)];
+        self.graph.extend([code, node.element as u8, node.inputs.len() as u8, name.len() as u8]);
+        [node.exponent, node.clamp[0], node.clamp[1]].iter().for_each(|v| self.graph.extend(v.to_le_bytes()));
+        self.graph.extend(name);
+        self.u32s(node.inputs.iter().copied());
+        match &node.op {
+            OpSpec::Conv { geometry, channels, weight_exponent, weights, requantization } => {
+                self.u32s(geometry.iter().flatten().chain(channels).copied());
+                self.graph.extend(weight_exponent.to_le_bytes());
+                self.tensor(weights.iter().map(|&w| w as u8));
+                self.requantization(requantization);
+            }
+            OpSpec::Affine(requantization) => {
+                self.u32s([requantization.shift.len(), 1]);
+                self.requantization(requantization);
+            }
+            OpSpec::MaxPool { geometry, ceil } => {
+                self.u32s(geometry.iter().flatten().copied().chain([usize::from(*ceil)]));
+            }
+            OpSpec::Image | OpSpec::Add | OpSpec::GlobalAveragePool | OpSpec::ResizeLike | OpSpec::Concat => {}
+        }
+    }
+}
+
+impl ModelSpec {
+    /// The model file's bytes: the same for the same model, always.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut w = Writer { graph: Vec::new(), tensors: Vec::new(), offsets: Vec::new() };
+        w.u32s([self.nodes.len(), usize::from(self.align_corners)]);
+        self.nodes.iter().for_each(|node| w.node(node));
+        let tensors_at = (HEADER + self.metadata.len() + w.graph.len()).next_multiple_of(64);
+        for at in &w.offsets {
+            let field: &mut [u8; 8] = w.graph[*at..].first_chunk_mut().expect("an offset has 8 bytes");
+            *field = (u64::from_le_bytes(*field) + tensors_at as u64).to_le_bytes();
+        }
+        let total = tensors_at + w.tensors.len() + CHECKSUM;
+        let mut bytes = Vec::with_capacity(total);
+        bytes.extend(MAGIC);
+        bytes.extend(VERSION.to_le_bytes());
+        bytes.extend(0u32.to_le_bytes());
+        bytes.extend((total as u64).to_le_bytes());
+        bytes.extend((self.metadata.len() as u32).to_le_bytes());
+        bytes.extend((w.graph.len() as u32).to_le_bytes());
+        bytes.extend(self.metadata.as_bytes());
+        bytes.extend(&w.graph);
+        bytes.resize(tensors_at, 0);
+        bytes.extend(&w.tensors);
+        let checksum = blake3::hash(&bytes);
+        bytes.extend(checksum.as_bytes());
+        bytes
+    }
+}
