@@ -85,6 +85,29 @@ pub struct StepOutcome {
     pub correct: u64,
 }
 
+impl StepOutcome {
+    /// Adds another step's.
+    pub fn add(&mut self, other: &StepOutcome) {
+        self.loss_q16 += other.loss_q16;
+        self.weight_q8 += other.weight_q8;
+        self.valid += other.valid;
+        self.correct += other.correct;
+    }
+}
+
+/// What the log says of a layer.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct LayerState {
+    /// Its name.
+    pub name: String,
+    /// The largest exponent that its output had in the current window.
+    pub exponent: i32,
+    /// Exponent of its weights, if it has any.
+    pub weight_exponent: Option<i32>,
+    /// Weights outside their grid after the last update, in millionths.
+    pub saturated_ppm: Option<u64>,
+}
+
 /// What the loss and the update need besides the data.
 pub struct Recipe<'a> {
     /// Instruction set and threads.
@@ -142,6 +165,23 @@ impl Network {
     /// State besides the parameters: running statistics, in the graph's order.
     pub fn state(&mut self) -> impl Iterator<Item = &mut Vec<i64>> {
         self.layers.iter_mut().filter_map(Layer::operator).flat_map(|operator| operator.state())
+    }
+
+    /// Every layer's exponents and saturation.
+    pub fn layer_states(&self) -> Vec<LayerState> {
+        let state = |((node, layer), range): ((&crate::graph::Node, &Layer), &ExponentRange)| {
+            let weight = match layer {
+                Layer::Conv(conv) => Some(&conv.weight),
+                _ => None,
+            };
+            LayerState {
+                name: node.name.clone(),
+                exponent: range.frozen().unwrap_or_default(),
+                weight_exponent: weight.map(|w| w.exponent),
+                saturated_ppm: weight.map(|w| w.saturated as u64 * 1_000_000 / w.master.len() as u64),
+            }
+        };
+        self.graph.nodes.iter().zip(&self.layers).zip(&self.ranges).map(state).collect()
     }
 
     /// Number of trained values.

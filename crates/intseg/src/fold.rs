@@ -1,0 +1,274 @@
+//! From a network in training to a deployable model.
+//!
+//! Batch normalisation, bias and change of exponent become one multiplier, bias and shift a channel; ReLU becomes the
+//! clamp; exponents are frozen at the largest of the last steps; dropout and the auxiliary head disappear.
+
+use crate::graph::{ConvOutput, ConvSpec, Graph, GraphError, OpSpec};
+use crate::network::{IMAGE_EXPONENT, Layer, Network};
+use crate::ops::Bits;
+use crate::ops::batch_norm::ChannelAffine;
+use crate::ops::conv::Conv;
+use intseg_kernels::round::{bit_length, half_even_i64};
+use intseg_runtime::Element;
+use intseg_runtime::writer::{ModelSpec, NodeSpec, OpSpec as Deployed, RequantizationSpec};
+use serde::{Deserialize, Serialize};
+
+/// Exponents of outputs that no step has been through: activations up to 8, streams up to 8.
+const UNTRAINED: [i32; 2] = [-5, -12];
+
+/// What a model file says to people and programs on hosts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// The architecture.
+    pub arch: String,
+    /// Class names.
+    pub classes: Vec<String>,
+    /// One colour a class.
+    pub palette: Vec<[u8; 3]>,
+    /// What masks add to a class to store it (ADE20K counts from 1).
+    #[serde(default)]
+    pub first_value: u8,
+    /// Training steps.
+    #[serde(default)]
+    pub steps: u64,
+    /// The configuration that it was trained with, TOML.
+    #[serde(default)]
+    pub config: String,
+}
+
+/// Folds a network.
+pub fn fold(network: &Network, bits: Bits, metadata: &Metadata) -> ModelSpec {
+    let graph = &network.graph;
+    let exponents = frozen_exponents(network);
+    let deployed = graph.deployed();
+    // Where each graph node's output is in the model.
+    let mut places = vec![usize::MAX; graph.nodes.len()];
+    let mut nodes: Vec<NodeSpec> = Vec::new();
+    for (index, node) in graph.nodes.iter().enumerate().filter(|(index, _)| deployed[*index]) {
+        let source = node.inputs.first().map(|id| id.0);
+        let fold = Folding { network, bits, exponents: &exponents, out: exponents[index] };
+        let op = match (&node.op, source) {
+            (OpSpec::Dropout { .. }, Some(source)) => {
+                places[index] = places[source];
+                continue;
+            }
+            // Its batch normalisation takes it along.
+            (OpSpec::Conv(ConvSpec { output: ConvOutput::Accumulators, .. }), _) => continue,
+            (OpSpec::Conv(spec), Some(source)) => fold.biased(index, spec, source),
+            (OpSpec::BatchNorm { .. }, Some(source)) => fold.normalized(index, source),
+            (OpSpec::MaxPool(pool), _) => {
+                Deployed::MaxPool { geometry: [pool.kernel, pool.stride, pool.padding], ceil: pool.ceil }
+            }
+            (OpSpec::GlobalAveragePool, _) => Deployed::GlobalAveragePool,
+            (OpSpec::ResizeLike, _) => Deployed::ResizeLike,
+            (OpSpec::Add { .. }, _) => Deployed::Add,
+            (OpSpec::Concat, _) => Deployed::Concat,
+            (OpSpec::Image, _) => Deployed::Image,
+            (_, None) => unreachable!("the graph's shapes were checked: only the image has no input"),
+        };
+        // A folded convolution reads what the convolution read.
+        let inputs: Vec<usize> = match (&node.op, source.map(|s| &graph.nodes[s])) {
+            (OpSpec::BatchNorm { .. }, Some(before)) if matches!(before.op, OpSpec::Conv(_)) => {
+                vec![places[before.inputs[0].0]]
+            }
+            _ => node.inputs.iter().map(|id| places[id.0]).collect(),
+        };
+        let element = element(graph, index);
+        let clamp = match element {
+            Element::U8 => [0, (1 << bits.a) - 1],
+            Element::I8 => [-128, 127],
+            Element::I16 => [1 - (1 << (bits.residual - 1)), (1 << (bits.residual - 1)) - 1],
+        };
+        places[index] = nodes.len();
+        nodes.push(NodeSpec { name: node.name.clone(), op, inputs, element, exponent: exponents[index], clamp });
+    }
+    let metadata = serde_json::to_string(metadata).expect("metadata holds strings and numbers");
+    ModelSpec { metadata, align_corners: graph.align_corners, nodes }
+}
+
+/// The model file of a network with random weights: what speed can be measured with.
+///
+/// # Errors
+/// When a layer's accumulator could overflow.
+pub fn random_model(graph: &Graph, seed: u64) -> Result<Vec<u8>, GraphError> {
+    let network = Network::new(graph.clone(), seed)?;
+    let metadata = Metadata {
+        arch: graph.name.clone(),
+        classes: (0..graph.classes()).map(|class| format!("class {class}")).collect(),
+        palette: crate::data::palette::voc(graph.classes()),
+        ..Metadata::default()
+    };
+    Ok(fold(&network, Bits::default(), &metadata).to_bytes())
+}
+
+/// The type of a node's output.
+fn element(graph: &Graph, index: usize) -> Element {
+    let node = &graph.nodes[index];
+    match &node.op {
+        OpSpec::Image => Element::I8,
+        OpSpec::Conv(spec) if spec.output == ConvOutput::Linear => Element::I16,
+        OpSpec::BatchNorm { relu } | OpSpec::Add { relu } if !relu => Element::I16,
+        OpSpec::MaxPool(_) | OpSpec::ResizeLike => element(graph, node.inputs[0].0),
+        _ => Element::U8,
+    }
+}
+
+/// Each node's exponent at inference. Branches of a concatenation share one, so that joining them moves bytes alone.
+fn frozen_exponents(network: &Network) -> Vec<i32> {
+    let graph = &network.graph;
+    let mut exponents: Vec<i32> = (0..graph.nodes.len())
+        .map(|index| {
+            let untrained = UNTRAINED[usize::from(element(graph, index) == Element::I16)];
+            network.ranges[index].frozen().unwrap_or(untrained)
+        })
+        .collect();
+    exponents[0] = IMAGE_EXPONENT;
+    let producer = |mut index: usize| {
+        while passes_exponent(&graph.nodes[index].op) {
+            index = graph.nodes[index].inputs[0].0;
+        }
+        index
+    };
+    for node in graph.nodes.iter().filter(|node| matches!(node.op, OpSpec::Concat)) {
+        let producers: Vec<usize> = node.inputs.iter().map(|id| producer(id.0)).collect();
+        let shared = producers.iter().map(|&p| exponents[p]).max().unwrap_or(0);
+        producers.iter().for_each(|&p| exponents[p] = shared);
+    }
+    for (index, node) in graph.nodes.iter().enumerate() {
+        if passes_exponent(&node.op) || matches!(node.op, OpSpec::Concat) {
+            exponents[index] = exponents[node.inputs[0].0];
+        }
+    }
+    exponents
+}
+
+/// Whether an operator's output has its input's exponent.
+fn passes_exponent(op: &OpSpec) -> bool {
+    matches!(op, OpSpec::MaxPool(_) | OpSpec::ResizeLike | OpSpec::Dropout { .. })
+}
+
+/// What folding one node needs.
+struct Folding<'a> {
+    network: &'a Network,
+    bits: Bits,
+    exponents: &'a [i32],
+    /// The node's exponent.
+    out: i32,
+}
+
+impl Folding<'_> {
+    /// A convolution with a bias of its own.
+    fn biased(&self, index: usize, spec: &ConvSpec, source: usize) -> Deployed {
+        let Layer::Conv(conv) = &self.network.layers[index] else { unreachable!("a convolution's layer is one") };
+        let channels: Vec<ChannelAffine> = (0..spec.channels)
+            .map(|k| {
+                let bias = conv.bias.as_ref().map_or(0, |bias| bias.in_use_bias(k));
+                ChannelAffine { scale_q28: 1 << 28, offset_q24: i64::from(bias) << 12 }
+            })
+            .collect();
+        self.conv(conv, spec, source, &channels)
+    }
+
+    /// A batch normalisation: with the convolution before it, or of a residual stream.
+    fn normalized(&self, index: usize, source: usize) -> Deployed {
+        let Layer::BatchNorm(norm) = &self.network.layers[index] else {
+            unreachable!("a normalisation's layer is one")
+        };
+        let channels = norm.folded(self.bits.gamma, self.bits.beta);
+        match (&self.network.graph.nodes[source].op, &self.network.layers[source]) {
+            (OpSpec::Conv(spec), Layer::Conv(conv)) if spec.output == ConvOutput::Accumulators => {
+                self.conv(conv, spec, self.network.graph.nodes[source].inputs[0].0, &channels)
+            }
+            _ => Deployed::Affine(requantization(&channels, self.exponents[source], self.out)),
+        }
+    }
+
+    fn conv(&self, conv: &Conv, spec: &ConvSpec, source: usize, channels: &[ChannelAffine]) -> Deployed {
+        let exponent = self.exponents[source] + conv.weight.exponent;
+        Deployed::Conv {
+            geometry: [spec.kernel, spec.stride, spec.dilation, spec.padding],
+            channels: [conv.weight.shape[2], spec.channels],
+            weight_exponent: conv.weight.exponent,
+            weights: conv.weights_in_use(self.bits.w),
+            requantization: requantization(channels, exponent, self.out),
+        }
+    }
+}
+
+/// Multiplier, bias and shift of each channel for sums in units of `2^exponent` and outputs in units of `2^out`.
+fn requantization(channels: &[ChannelAffine], exponent: i32, out: i32) -> RequantizationSpec {
+    let mut spec = RequantizationSpec::default();
+    for channel in channels {
+        let (multiplier, bias, shift) = folded(channel, exponent, out);
+        spec.multiplier.push(multiplier);
+        spec.bias.push(bias);
+        spec.shift.push(shift);
+    }
+    spec
+}
+
+/// `(m, b, s)` with `(sum · m + b) / 2^s = (sum · 2^exponent · scale + offset) / 2^out`.
+fn folded(channel: &ChannelAffine, exponent: i32, out: i32) -> (i32, i64, u8) {
+    // A mantissa of 31 bits, and the shift that belongs to it.
+    let length = bit_length(channel.scale_q28.unsigned_abs()) as i32;
+    let up = 30 - length;
+    let mut multiplier =
+        if up >= 0 { channel.scale_q28 << up } else { half_even_i64(channel.scale_q28, up.unsigned_abs()) };
+    let mut shift = out - exponent + 28 + up;
+    // The bias in units of the product; 61 bits must hold it.
+    let bias_up = |shift: i32| shift - 24 - out;
+    let offset_length = bit_length(channel.offset_q24.unsigned_abs()) as i32;
+    let drop = (shift - 62).max(offset_length + bias_up(shift) - 60).max(0);
+    multiplier = half_even_i64(multiplier, drop.min(62) as u32);
+    shift -= drop;
+    if shift < 0 {
+        // So large a scale saturates every output but 0's anyway.
+        multiplier = multiplier.saturating_mul(1 << (-shift).min(31)).clamp(-i64::from(i32::MAX), i32::MAX.into());
+        shift = 0;
+    }
+    let bias = match bias_up(shift) {
+        up @ 0.. => channel.offset_q24 << up.min(62),
+        down => half_even_i64(channel.offset_q24, down.unsigned_abs().min(62)),
+    };
+    (multiplier as i32, bias.clamp(-(1 << 61), 1 << 61), shift as u8)
+}
+
+#[cfg(test)]
+#[allow(clippy::float_arithmetic, reason = "tests compare with the real-valued map")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folding_keeps_the_real_valued_map() {
+        for scale_q28 in [1 << 28, 3, -(5 << 20), 1 << 40, (1 << 33) + 12_345] {
+            for offset_q24 in [0, 1 << 24, -(77 << 20), 1 << 34] {
+                for (exponent, out) in [(-18, -5), (-25, -12), (-14, -7), (-7, -14)] {
+                    let (m, b, s) = folded(&ChannelAffine { scale_q28, offset_q24 }, exponent, out);
+                    for sum in [-70_000i64, -1, 0, 9, 123_456] {
+                        let want = sum as f64 * 2f64.powi(exponent - 28) * scale_q28 as f64
+                            + offset_q24 as f64 / 2f64.powi(24);
+                        let got = (i128::from(sum) * i128::from(m) + i128::from(b)) as f64 / 2f64.powi(s.into());
+                        let want = want / 2f64.powi(out);
+                        if want.abs() < 1e6 {
+                            assert!((got - want).abs() < 1e-6 * want.abs().max(10.0), "{got} {want}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_network_folds_to_a_model_that_reads() {
+        for (name, ..) in crate::networks::NETWORKS {
+            let settings =
+                crate::networks::Settings { width_1000: 125, auxiliary: true, ..crate::networks::Settings::new(5) };
+            let graph = crate::networks::build(name, &settings).unwrap();
+            let bytes = random_model(&graph, 1).unwrap();
+            let model = intseg_runtime::Model::parse(&bytes).unwrap_or_else(|e| panic!("{name}: {e}"));
+            assert!(model.nodes().all(|node| !node.name.starts_with("aux")));
+            let metadata: Metadata = serde_json::from_str(model.metadata()).unwrap();
+            assert_eq!((metadata.arch.as_str(), metadata.classes.len()), (name, 5));
+        }
+    }
+}
