@@ -24,6 +24,7 @@ pub mod conv;
 pub mod dither;
 pub mod isa;
 pub mod max_pool;
+pub mod peak;
 pub mod pool;
 pub mod requantize;
 pub mod resize;

@@ -1,6 +1,7 @@
 //! Training of semantic-segmentation networks with integers only.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod buffers;
 pub mod checkpoint;
 pub mod config;
@@ -14,7 +15,10 @@ pub mod network;
 pub mod networks;
 pub mod ops;
 pub mod parameter;
+pub mod predict;
+pub mod predictor;
 pub mod run;
 pub mod schedule;
+pub mod summary;
 pub mod tensor;
 pub mod threads;

@@ -71,6 +71,7 @@ unsafe fn accumulate<const PIXELS: usize, const VECTORS: usize, const SIGNED: bo
             }
             // SAFETY: at most one past the slice's end.
             weights = unsafe { weights.add(VECTORS) };
+            #[allow(clippy::needless_range_loop, reason = "an index unrolls into registers")]
             for m in 0..PIXELS {
                 // SAFETY: each source has four bytes at every step, as the caller promises.
                 let word = unsafe { tap.sources[m].add(group * step).cast::<i32>().read_unaligned() };

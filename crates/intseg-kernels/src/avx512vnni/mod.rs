@@ -2,3 +2,4 @@
 //! saturation.
 
 pub mod convolution;
+pub mod peak;

@@ -97,17 +97,20 @@ impl Store for Requantized<'_> {
                     let at = pixel * self.stride + self.offset + first;
                     let values = &values[..channels];
                     match &self.out {
-                        // SAFETY: no other call names this pixel and these channels, as the caller promises.
                         Narrow::U8(out) => {
-                            self.pixel(unsafe { out.piece(at, at + channels) }, values, first, |v| v as u8)
+                            // SAFETY: no other call names this pixel and these channels, as the caller promises.
+                            let out = unsafe { out.piece(at, at + channels) };
+                            self.pixel(out, values, first, |v| v as u8)
                         }
-                        // SAFETY: as above.
                         Narrow::I8(out) => {
-                            self.pixel(unsafe { out.piece(at, at + channels) }, values, first, |v| v as i8)
+                            // SAFETY: no other call names this pixel and these channels, as the caller promises.
+                            let out = unsafe { out.piece(at, at + channels) };
+                            self.pixel(out, values, first, |v| v as i8)
                         }
-                        // SAFETY: as above.
                         Narrow::I16(out) => {
-                            self.pixel(unsafe { out.piece(at, at + channels) }, values, first, |v| v as i16)
+                            // SAFETY: no other call names this pixel and these channels, as the caller promises.
+                            let out = unsafe { out.piece(at, at + channels) };
+                            self.pixel(out, values, first, |v| v as i16)
                         }
                     }
                 }

@@ -66,6 +66,7 @@ impl Loader {
     ///
     /// # Errors
     /// When an image or a label map of it cannot be used.
+    #[allow(clippy::should_implement_trait, reason = "batches never end")]
     pub fn next(&mut self) -> Result<Batch, DataError> {
         let worker = &self.workers[self.next % self.workers.len()];
         self.next += 1;

@@ -2,7 +2,7 @@
 
 mod ade20k;
 pub mod augment;
-
+pub mod check;
 pub mod image;
 pub mod loader;
 pub mod palette;
@@ -184,11 +184,7 @@ impl Dataset {
     /// # Errors
     /// When the split does not exist or is empty, or a file of it is missing.
     pub fn split(&self, split: &str) -> Result<Vec<Entry>, DataError> {
-        let entries = match self.layout {
-            Layout::Voc => voc::split(&self.dir, split)?,
-            Layout::Ade20k => ade20k::split(&self.dir, split)?,
-            Layout::Plain => plain::split(&self.dir, split)?,
-        };
+        let entries = self.listed(split)?;
         if entries.is_empty() {
             return Err(DataError::Empty { dir: self.dir.clone(), split: split.to_owned() });
         }
@@ -200,13 +196,72 @@ impl Dataset {
         Ok(entries)
     }
 
+    /// The entries of a split as its list says, whether their files exist or not.
+    ///
+    /// # Errors
+    /// When the split does not exist.
+    pub fn listed(&self, split: &str) -> Result<Vec<Entry>, DataError> {
+        match self.layout {
+            Layout::Voc => voc::split(&self.dir, split),
+            Layout::Ade20k => ade20k::split(&self.dir, split),
+            Layout::Plain => plain::split(&self.dir, split),
+        }
+    }
+
+    /// The names of the splits: the lists that there are, else `train` and `val`.
+    ///
+    /// # Errors
+    /// When the folder of lists cannot be read.
+    pub fn splits(&self) -> Result<Vec<String>, DataError> {
+        let lists = match self.layout {
+            Layout::Voc => file_stems(&self.dir.join("ImageSets/Segmentation"), &["txt"])?,
+            Layout::Ade20k => Vec::new(),
+            Layout::Plain => {
+                let lists = file_stems(&self.dir, &["txt"])?;
+                lists.into_iter().filter(|name| name != "classes").collect()
+            }
+        };
+        Ok(if lists.is_empty() { vec!["train".into(), "val".into()] } else { lists })
+    }
+
+    /// Names of the label maps that lie in the folders of `entries` but have no image.
+    ///
+    /// # Errors
+    /// When a folder cannot be read.
+    fn labels_without_image(&self, entries: &[(String, Entry)]) -> Result<Vec<String>, DataError> {
+        let parent = |path: &Path| path.parent().map(Path::to_owned).unwrap_or_default();
+        let folders: std::collections::BTreeSet<(PathBuf, PathBuf)> =
+            entries.iter().map(|(_, entry)| (parent(&entry.image), parent(&entry.label))).collect();
+        let mut alone = Vec::new();
+        for (images, labels) in folders.into_iter().filter(|(_, labels)| labels.is_dir()) {
+            let names = file_stems(&labels, &["png"])?.into_iter();
+            alone.extend(names.filter(|name| !named(name, &images, &labels).image.is_file()));
+        }
+        Ok(alone)
+    }
+
+    /// The number of names in `classes.txt`, or ADE20K's 150.
+    pub fn listed_class_count(&self) -> Option<usize> {
+        let listed = self.listed_names().len();
+        match self.layout {
+            _ if listed > 0 => Some(listed),
+            Layout::Ade20k => Some(150),
+            Layout::Voc | Layout::Plain => None,
+        }
+    }
+
+    /// The lines of `classes.txt`, none without it.
+    fn listed_names(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.dir.join("classes.txt")).unwrap_or_default();
+        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+    }
+
     /// Class names: from `classes.txt` in the folder (one a line), else VOC's where there are 21 classes in VOC's
     /// layout, else `class 0` and so on.
     pub fn class_names(&self, classes: usize) -> Vec<String> {
-        let listed = std::fs::read_to_string(self.dir.join("classes.txt")).unwrap_or_default();
-        let listed: Vec<&str> = listed.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+        let listed = self.listed_names();
         if listed.len() == classes {
-            return listed.into_iter().map(str::to_owned).collect();
+            return listed;
         }
         match (self.layout, classes) {
             (Layout::Voc, 21) => voc::CLASSES.map(str::to_owned).to_vec(),
@@ -288,12 +343,17 @@ fn named(name: &str, images: &Path, labels: &Path) -> Entry {
 
 /// The images of a folder by name, sorted.
 fn image_names(dir: &Path) -> Result<Vec<String>, DataError> {
+    file_stems(dir, &["jpg", "jpeg", "png"])
+}
+
+/// The names, without ending, of a folder's files with one of these endings, sorted.
+fn file_stems(dir: &Path, endings: &[&str]) -> Result<Vec<String>, DataError> {
     let io = |source| DataError::Io { path: dir.to_owned(), source };
     let mut names = Vec::new();
     for file in std::fs::read_dir(dir).map_err(io)? {
         let path = file.map_err(io)?.path();
         let ending = path.extension().and_then(|e| e.to_str()).unwrap_or("").to_ascii_lowercase();
-        if let ("jpg" | "jpeg" | "png", Some(stem)) = (ending.as_str(), path.file_stem().and_then(|s| s.to_str())) {
+        if let (true, Some(stem)) = (endings.contains(&ending.as_str()), path.file_stem().and_then(|s| s.to_str())) {
             names.push(stem.to_owned());
         }
     }

@@ -79,10 +79,10 @@ pub fn scene(size: [usize; 2], seed: u64, number: u64) -> Sample {
             // A pixel whose neighbour belongs to another object is ignored, as annotators leave borders.
             let border = [(0, 1), (1, 0)].iter().any(|(dy, dx)| class(class_at(y + dy, x + dx)) != class(top));
             sample.label.values[index] = if border { IGNORE } else { class(top) };
-            for channel in 0..3 {
+            for (channel, ground) in ground.iter().enumerate() {
                 let base = match top {
                     Some(object) => object.colour[channel] + object.shade(y, x),
-                    None => ground[channel] + tilt * y / height as i32 + ((x ^ y) & 8),
+                    None => ground + tilt * y / height as i32 + ((x ^ y) & 8),
                 };
                 let grain = noise.below(3 * index + channel, 49) as i32 - 24;
                 sample.image.data[3 * index + channel] = (base + grain).clamp(0, 255) as u8;

@@ -1,0 +1,277 @@
+//! A model file, ready to run on images of any size.
+
+use crate::data::image::{Label, Rgb};
+use crate::data::{Dataset, palette};
+use crate::fold::Metadata;
+use crate::summary::LayerSummary;
+use crate::threads::Threads;
+use intseg_kernels::{Context, Isa};
+use intseg_runtime::{Engine, EngineError, Model, ModelError, Node, Op, Plan, Shape, Sizes, Slot};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Why a model cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PredictorError {
+    /// The file cannot be read.
+    #[error("cannot read the model {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is no model, or damaged, or newer than this program.
+    #[error("{}: {source}", path.display())]
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: ModelError,
+    },
+    /// What the file says about its classes does not fit its graph.
+    #[error("{}: the model's metadata does not fit its graph: {problem}", path.display())]
+    Metadata {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The model cannot run on an image of this size.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The model cannot run on an image of this size.
+    #[error("the model cannot run on an image of {}×{}: {problem}", size[1], size[0])]
+    Size {
+        /// Rows and columns.
+        size: [usize; 2],
+        /// Why.
+        problem: String,
+    },
+    /// The data set has other classes than the model.
+    #[error("the model has {model} classes, but {} has {data}; use the data set that the model was trained for", dir.display())]
+    Classes {
+        /// Classes of the model.
+        model: usize,
+        /// Classes of the data set.
+        data: usize,
+        /// The data set.
+        dir: PathBuf,
+    },
+}
+
+/// A model with its packed weights and its memory.
+pub struct Predictor {
+    engine: Engine,
+    metadata: Metadata,
+    isa: Isa,
+}
+
+impl Predictor {
+    /// Reads a model file.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is no model that this program can run.
+    pub fn load(path: &Path, isa: Isa) -> Result<Self, PredictorError> {
+        let bytes = std::fs::read(path).map_err(|source| PredictorError::Read { path: path.to_owned(), source })?;
+        Self::from_bytes(bytes, path, isa)
+    }
+
+    /// Takes a model file's bytes; `path` is for messages.
+    ///
+    /// # Errors
+    /// When the bytes are no model that this program can run.
+    pub fn from_bytes(bytes: Vec<u8>, path: &Path, isa: Isa) -> Result<Self, PredictorError> {
+        let engine = Engine::new(bytes).map_err(|source| PredictorError::Model { path: path.to_owned(), source })?;
+        let misfit = |problem: String| PredictorError::Metadata { path: path.to_owned(), problem };
+        let mut metadata: Metadata =
+            serde_json::from_str(engine.model().metadata()).map_err(|e| misfit(e.to_string()))?;
+        let channels = layers_of(&engine.model(), [64, 64], isa).map_err(misfit)?.last().map_or(0, |l| l.shape[2]);
+        if metadata.classes.len() != channels {
+            return Err(misfit(format!("{} class names for {channels} classes", metadata.classes.len())));
+        }
+        if metadata.palette.len() != channels {
+            metadata.palette = palette::voc(channels);
+        }
+        Ok(Predictor { engine, metadata, isa })
+    }
+
+    /// The architecture, the classes and the training of the model.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// The memory that the last run took.
+    pub fn sizes(&self) -> Sizes {
+        self.engine.sizes()
+    }
+
+    /// The engine and what it computes on.
+    pub fn engine<'a>(&'a mut self, threads: &'a Threads) -> (&'a mut Engine, Context<'a>) {
+        (&mut self.engine, Context { isa: self.isa, pool: threads })
+    }
+
+    /// Checks that a data set has as many classes as the model, as far as the data set says.
+    ///
+    /// # Errors
+    /// [`PredictorError::Classes`].
+    pub fn check_classes(&self, dataset: &Dataset) -> Result<(), PredictorError> {
+        let model = self.metadata.classes.len();
+        match dataset.listed_class_count().filter(|&data| data != model) {
+            Some(data) => Err(PredictorError::Classes { model, data, dir: dataset.dir.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// The layers for an image of `[rows, columns]`.
+    ///
+    /// # Errors
+    /// When the model cannot run on an image of this size.
+    pub fn layers(&self, size: [usize; 2]) -> Result<Vec<LayerSummary>, PredictorError> {
+        layers_of(&self.engine.model(), size, self.isa).map_err(|problem| PredictorError::Size { size, problem })
+    }
+
+    /// Classifies an image, `[H, W, 3]` RGB, into `classes`, `[H, W]`.
+    ///
+    /// # Errors
+    /// When the model cannot run on an image of this size.
+    ///
+    /// # Panics
+    /// When a slice has another length than the size says.
+    pub fn run(
+        &mut self,
+        threads: &Threads,
+        size: [usize; 2],
+        image: &[u8],
+        classes: &mut [u8],
+    ) -> Result<(), PredictorError> {
+        let ctx = Context { isa: self.isa, pool: threads };
+        // Inside the pool: handing out each layer from outside would wake a sleeping thread every time.
+        let engine = &mut self.engine;
+        Ok(threads.install(move || engine.run(ctx, size, image, classes))?)
+    }
+
+    /// As [`Predictor::run`], and returns the time of each layer; the classification comes last.
+    ///
+    /// # Errors
+    /// As [`Predictor::run`].
+    ///
+    /// # Panics
+    /// As [`Predictor::run`].
+    pub fn run_timed(
+        &mut self,
+        threads: &Threads,
+        size: [usize; 2],
+        image: &[u8],
+        classes: &mut [u8],
+    ) -> Result<Vec<Duration>, PredictorError> {
+        let ctx = Context { isa: self.isa, pool: threads };
+        let engine = &mut self.engine;
+        threads.install(move || {
+            let mut times = Vec::new();
+            let mut last = Instant::now();
+            engine.run_with(ctx, size, image, classes, |_, _, _| {
+                let now = Instant::now();
+                times.push(now - last);
+                last = now;
+            })?;
+            times.push(last.elapsed());
+            Ok(times)
+        })
+    }
+
+    /// The class of every pixel of an image.
+    ///
+    /// # Errors
+    /// When the model cannot run on an image of this size.
+    pub fn predict(&mut self, threads: &Threads, image: &Rgb) -> Result<Label, PredictorError> {
+        let mut values = vec![0; image.width * image.height];
+        self.run(threads, [image.height, image.width], &image.data, &mut values)?;
+        Ok(Label { width: image.width, height: image.height, values })
+    }
+}
+
+fn layers_of(model: &Model, size: [usize; 2], isa: Isa) -> Result<Vec<LayerSummary>, String> {
+    let mut slots = vec![Slot::default(); model.len()];
+    let ctx = Context { isa, pool: &intseg_kernels::Inline };
+    let plan = Plan::new(model, size, ctx, &mut slots).map_err(|e| e.to_string())?;
+    Ok(model.nodes().zip(plan.slots).map(|(node, slot)| summarize(&node, slot.shape)).collect())
+}
+
+fn summarize(node: &Node, Shape { h, w, c }: Shape) -> LayerSummary {
+    let (macs, weight_bytes, accumulator_bound) = match &node.op {
+        Op::Conv(conv) => {
+            let macs = (h * w * conv.weights.len()) as u64;
+            (macs, conv.weights.len(), Some(conv.accumulator_bound()))
+        }
+        _ => (0, 0, None),
+    };
+    LayerSummary {
+        name: node.name.to_owned(),
+        op: describe(&node.op),
+        shape: [h, w, c],
+        macs,
+        weight_bytes,
+        exponent: Some(node.exponent),
+        accumulator_bound,
+    }
+}
+
+fn describe(op: &Op) -> String {
+    match op {
+        Op::Image => "image".into(),
+        Op::Conv(conv) => {
+            let mut text = format!("conv {}×{}", conv.kernel[0], conv.kernel[1]);
+            if conv.stride != [1; 2] {
+                text += &format!(" /{}", conv.stride[0]);
+            }
+            if conv.dilation != [1; 2] {
+                text += &format!(" rate {}", conv.dilation[0]);
+            }
+            text
+        }
+        Op::Affine(_) => "affine".into(),
+        Op::Add => "add".into(),
+        Op::MaxPool { kernel, stride, .. } => format!("max pool {} /{}", kernel[0], stride[0]),
+        Op::GlobalAveragePool => "global average pool".into(),
+        Op::ResizeLike => "bilinear resize".into(),
+        Op::Concat => "concat".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fold::random_model;
+    use crate::networks::{Settings, build};
+    use crate::summary;
+
+    fn random(name: &str) -> Predictor {
+        let graph = build(name, &Settings { width_1000: 125, ..Settings::new(5) }).unwrap();
+        let bytes = random_model(&graph, 1).unwrap();
+        Predictor::from_bytes(bytes, Path::new("random.iseg"), Isa::detect()).unwrap()
+    }
+
+    #[test]
+    fn a_model_does_the_work_that_its_definition_counts() {
+        for name in ["fcn-tiny", "fcn8s-vgg16-bn", "deeplabv3-resnet50v2"] {
+            let graph = build(name, &Settings { width_1000: 125, ..Settings::new(5) }).unwrap();
+            let count = |layers: Vec<LayerSummary>| layers.iter().map(|l| l.macs).sum::<u64>();
+            let expected = count(summary::layers(&graph, [65, 97]).unwrap());
+            assert_eq!(count(random(name).layers([65, 97]).unwrap()), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn predictions_do_not_depend_on_threads_and_every_layer_is_timed() {
+        let mut predictor = random("fcn-tiny");
+        let image = Rgb { width: 37, height: 23, data: (0..37 * 23 * 3).map(|i| (i * 7 % 256) as u8).collect() };
+        let (one, two) = (Threads::new(1).unwrap(), Threads::new(2).unwrap());
+        let alone = predictor.predict(&one, &image).unwrap();
+        assert_eq!(predictor.predict(&two, &image).unwrap(), alone);
+        let mut classes = vec![0; 37 * 23];
+        let times = predictor.run_timed(&two, [23, 37], &image.data, &mut classes).unwrap();
+        assert_eq!(times.len(), predictor.layers([23, 37]).unwrap().len() + 1);
+        assert_eq!(classes, alone.values);
+    }
+}
