@@ -6,6 +6,8 @@ use crate::plan::{Plan, Sizes, Slot};
 use core::fmt;
 use intseg_kernels::resize::Tap;
 use intseg_kernels::{Context, Isa, Line};
+use std::collections::TryReserveError;
+use std::format;
 use std::string::{String, ToString};
 use std::vec::Vec;
 
@@ -115,7 +117,9 @@ impl Engine {
             self.size = None;
             let plan = Plan::new(&model, size, ctx, &mut self.slots).map_err(|e| EngineError(e.to_string()))?;
             self.sizes = plan.sizes;
-            self.buffers.grow(&plan.sizes);
+            self.buffers
+                .grow(&plan.sizes)
+                .map_err(|e| EngineError(format!("an image of {}×{}: {e}", size[0], size[1])))?;
             self.size = Some(size);
         }
         let plan = Plan { slots: &self.slots, sizes: self.sizes };
@@ -131,15 +135,20 @@ impl Engine {
 
 impl Buffers {
     /// Makes room. Packed weights and constants keep their content: their sizes do not depend on the image.
-    fn grow(&mut self, sizes: &Sizes) {
-        self.bytes.resize(sizes.bytes, 0);
-        self.words.resize(sizes.words, 0);
-        self.scratch.resize(sizes.scratch, 0);
-        self.sums.resize(sizes.sums, 0);
-        self.taps.resize(sizes.taps, Tap::default());
-        self.packed.resize(sizes.packed, Line::ZERO);
-        self.multipliers.resize(sizes.multipliers, 0);
-        self.biases.resize(sizes.biases, 0);
+    fn grow(&mut self, sizes: &Sizes) -> Result<(), TryReserveError> {
+        fn resize<T: Clone>(values: &mut Vec<T>, len: usize, value: T) -> Result<(), TryReserveError> {
+            values.try_reserve_exact(len.saturating_sub(values.len()))?;
+            values.resize(len, value);
+            Ok(())
+        }
+        resize(&mut self.bytes, sizes.bytes, 0)?;
+        resize(&mut self.words, sizes.words, 0)?;
+        resize(&mut self.scratch, sizes.scratch, 0)?;
+        resize(&mut self.sums, sizes.sums, 0)?;
+        resize(&mut self.taps, sizes.taps, Tap::default())?;
+        resize(&mut self.packed, sizes.packed, Line::ZERO)?;
+        resize(&mut self.multipliers, sizes.multipliers, 0)?;
+        resize(&mut self.biases, sizes.biases, 0)
     }
 
     fn memory(&mut self) -> Memory<'_> {

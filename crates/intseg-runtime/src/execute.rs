@@ -1,7 +1,7 @@
 //! Running a model in memory that the caller owns.
 
 use crate::model::{Conv, Element, Model, Node, Op, Requantization};
-use crate::plan::{Plan, Shape, Slot, convolution};
+use crate::plan::{Alignment, Plan, Shape, Slot, convolution};
 use core::ops::Range;
 use intseg_kernels::pool::for_each_piece_with;
 use intseg_kernels::requantize::{self, Contribution};
@@ -190,15 +190,10 @@ impl Run<'_> {
 
     fn add(&self, memory: &mut Memory) {
         let Memory { bytes: activations, words, .. } = memory;
-        // The unit is the finest exponent, so that every alignment is a left shift.
-        let exponents = [0, 1].map(|k| exponent_of(self.model, self.node.input(k)));
-        let out_exponent = self.node.exponent;
-        let coarsest = exponents[0].max(exponents[1]).max(out_exponent);
-        let unit = exponents[0].min(exponents[1]).min(out_exponent).max(coarsest - Contribution::MAX_SHIFT);
-        let shift = (out_exponent - unit).max(0) as u32;
-        let range = self.node.clamp.map(i64::from);
         let [a, b] = [self.input(0), self.input(1)];
-        let shifts = exponents.map(|exponent| exponent - unit);
+        let alignment = Alignment::new([a.exponent, b.exponent], self.node.exponent);
+        let Alignment { inputs: shifts, sum: shift } = alignment.expect("the plan has checked it");
+        let range = self.node.clamp.map(i64::from);
         if self.slot.wide {
             let reads = [a, b].map(|slot| if slot.wide { slot.range() } else { 0..0 });
             let (wide, out) = parts(words, reads, self.slot.range());
@@ -246,8 +241,8 @@ impl Run<'_> {
         let sums = &mut sums[..c];
         let ([values], out) = parts(activations, [input.range()], self.slot.range());
         average_pool::channel_sums(self.ctx, sums, values, pixels, c);
-        let shift = self.node.exponent - exponent_of(self.model, self.node.input(0));
-        let (up, down) = ((-shift).clamp(0, 24) as u32, shift.clamp(0, 24) as u32);
+        let shift = self.node.exponent - input.exponent;
+        let (up, down) = ((-shift).max(0), shift.max(0));
         let [low, high] = self.node.clamp.map(i64::from);
         for (out, &sum) in out.iter_mut().zip(&*sums) {
             *out = divide_half_even(sum << up, (pixels as i64) << down).clamp(low, high) as u8;
@@ -283,10 +278,6 @@ impl Run<'_> {
     }
 }
 
-fn exponent_of(model: &Model, index: usize) -> i32 {
-    model.nodes().nth(index).map_or(0, |node| node.exponent)
-}
-
 /// A resize whose taps are written to the front of `taps`.
 fn taps_of(taps: &mut [Tap], input: Shape, [h, w]: [usize; 2], align_corners: bool) -> Resize<'_> {
     let (rows, columns) = taps[..h + w].split_at_mut(h);
@@ -297,7 +288,7 @@ fn taps_of(taps: &mut [Tap], input: Shape, [h, w]: [usize; 2], align_corners: bo
 /// Resizes the logits to the image's size and takes each pixel's largest, a row at a time: the first of several.
 fn classify(model: &Model, plan: &Plan, ctx: Context, memory: &mut Memory, class_map: &mut [u8]) {
     let (image, logits) = (plan.slots[0].shape, &plan.slots[plan.slots.len() - 1]);
-    let Memory { bytes: activations, words, taps, scratch, .. } = memory;
+    let Memory { words, taps, scratch, .. } = memory;
     let resize = taps_of(taps, logits.shape, [image.h, image.w], model.align_corners);
     let shift = resize.shift_to_i32(1 << 15);
     let (row_len, blend_len) = (image.w * logits.shape.c, logits.shape.w * logits.shape.c);
@@ -306,10 +297,7 @@ fn classify(model: &Model, plan: &Plan, ctx: Context, memory: &mut Memory, class
         let (sums, blend) = scratch.split_at_mut(row_len);
         ctx.isa.vectorize(
             #[inline(always)]
-            || match logits.wide {
-                true => resize.row(sums, blend, &words[logits.range()], y, shift),
-                false => resize.row(sums, blend, &activations[logits.range()], y, shift),
-            },
+            || resize.row(sums, blend, &words[logits.range()], y, shift),
         );
         for (class, logits) in out.iter_mut().zip(sums.chunks_exact(logits.shape.c)) {
             let mut best = 0;

@@ -206,6 +206,23 @@ impl<'a> Node<'a> {
         self.inputs.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b) as usize)
     }
 
+    /// Checks what the node's tensors hold: the ranges under which no sum and no product can overflow.
+    fn check_values(&self) -> Result<(), &'static str> {
+        let requantization = match &self.op {
+            Op::Conv(conv) if conv.weights.contains(&i8::MIN) => return Err("a weight is -128"),
+            Op::Conv(conv) => &conv.requantization,
+            Op::Affine(requantization) => requantization,
+            _ => return Ok(()),
+        };
+        if requantization.shift.iter().any(|&shift| shift > 62) {
+            return Err("a shift exceeds 62");
+        }
+        if requantization.biases().any(|bias| bias.unsigned_abs() > 1 << 61) {
+            return Err("a bias exceeds 2^61");
+        }
+        Ok(())
+    }
+
     /// Input `k`.
     ///
     /// # Panics
@@ -275,17 +292,17 @@ impl<'a> Model<'a> {
         if blake3::hash(content).as_bytes() != checksum {
             return Err(ModelError::Checksum);
         }
-        model.check_nodes()?;
+        model.check_nodes(true)?;
         Ok(model)
     }
 
-    /// Reads bytes that [`Model::parse`] has accepted before, without computing their checksum again.
+    /// Reads bytes that [`Model::parse`] has accepted before, without looking at their tensors again.
     ///
     /// # Errors
     /// As [`Model::parse`].
     pub fn parse_again(file: &'a [u8]) -> Result<Self, ModelError> {
         let model = Self::parse_header(file)?;
-        model.check_nodes()?;
+        model.check_nodes(false)?;
         Ok(model)
     }
 
@@ -322,10 +339,18 @@ impl<'a> Model<'a> {
         Ok(Model { file, metadata, nodes: graph.0, count, align_corners: flags & 1 == 1 })
     }
 
-    fn check_nodes(&self) -> Result<(), ModelError> {
+    /// Checks every node, and if asked the values of its tensors.
+    fn check_nodes(&self, values: bool) -> Result<(), ModelError> {
         let mut cursor = Cursor(self.nodes);
         for index in 0..self.count {
-            self.node(&mut cursor, index).map_err(|problem| ModelError::Node { index: index as u32, problem })?;
+            let node = self.node(&mut cursor, index);
+            node.and_then(|node| {
+                if index + 1 == self.count && node.element != Element::I16 {
+                    return Err("it is the last, the logits, and does not have 16 bits");
+                }
+                if values { node.check_values() } else { Ok(()) }
+            })
+            .map_err(|problem| ModelError::Node { index: index as u32, problem })?;
         }
         Ok(())
     }
@@ -362,14 +387,7 @@ impl<'a> Model<'a> {
 
     fn requantization(&self, cursor: &mut Cursor<'a>, channels: usize) -> Result<Requantization<'a>, &'static str> {
         let mut tensor = |unit| self.tensor(cursor, unit, channels).ok_or("its requantisation lies outside the file");
-        let requantization = Requantization { multiplier: tensor(4)?, bias: tensor(8)?, shift: tensor(1)? };
-        if requantization.shift.iter().any(|&shift| shift > 62) {
-            return Err("a shift exceeds 62");
-        }
-        if requantization.biases().any(|bias| bias.unsigned_abs() > 1 << 61) {
-            return Err("a bias exceeds 2^61");
-        }
-        Ok(requantization)
+        Ok(Requantization { multiplier: tensor(4)?, bias: tensor(8)?, shift: tensor(1)? })
     }
 
     /// Reads one node from the cursor and checks it.
@@ -426,7 +444,8 @@ impl<'a> Model<'a> {
                 let padding = cursor.pair(0).ok_or(size)?;
                 let [c_in, c_out] = cursor.pair(1).ok_or(size)?;
                 let weight_exponent = cursor.i32().ok_or(size)?;
-                let count = (kernel[0] * kernel[1]).checked_mul(c_in * c_out).ok_or(size)?;
+                let factors = [kernel[1], c_in, c_out];
+                let count = factors.into_iter().try_fold(kernel[0], usize::checked_mul).ok_or(size)?;
                 let weights = as_i8(self.tensor(cursor, 1, count).ok_or("its weights lie outside the file")?);
                 let requantization = self.requantization(cursor, c_out)?;
                 let conv =

@@ -2,7 +2,18 @@
 
 use crate::model::{Conv, Element, Model, Node, Op};
 use core::fmt;
+use intseg_kernels::requantize::Contribution;
 use intseg_kernels::{Context, Conv2d, Convolution, Direction};
+
+/// The most rows or columns of an image or of any node's output: interpolation between 16-bit values then fits its
+/// integers.
+const MAX_SIDE: usize = 1 << 15;
+/// The most channels of a node's output.
+const MAX_CHANNELS: usize = 1 << 16;
+/// The most elements of a node's output: those of all nodes together then fit a `usize`.
+const MAX_ELEMENTS: u64 = (usize::MAX >> 24) as u64;
+/// The farthest apart that the exponents of a mean and of its input may be.
+const MAX_MEAN_SHIFT: u32 = 24;
 
 /// Rows, columns and channels of a node's output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +49,8 @@ pub struct Slot {
     pub offset: usize,
     /// The last node that reads it.
     pub last_reader: usize,
+    /// The exponent of its values.
+    pub exponent: i32,
 }
 
 impl Slot {
@@ -152,16 +165,22 @@ impl<'s> Plan<'s> {
         ctx: Context,
         slots: &'s mut [Slot],
     ) -> Result<Self, PlanError<'a>> {
-        if ![h, w].iter().all(|side| (1..=32_768).contains(side)) {
+        if ![h, w].iter().all(|side| (1..=MAX_SIDE).contains(side)) {
             return Err(PlanError::ImageSize { h, w });
         }
         let slots = slots.get_mut(..model.len()).ok_or(PlanError::Slots { needed: model.len() })?;
         for (index, node) in model.nodes().enumerate() {
-            let shape =
-                shape_of(&node, slots, [h, w]).map_err(|problem| PlanError::Layer { name: node.name, problem })?;
-            slots[index] = Slot { shape, wide: node.element == Element::I16, offset: 0, last_reader: index };
-            node.inputs().for_each(|input| slots[input].last_reader = index);
-            check_elements(&node, slots).map_err(|problem| PlanError::Layer { name: node.name, problem })?;
+            let layer = |problem| PlanError::Layer { name: node.name, problem };
+            let shape = shape_of(&node, slots, [h, w]).and_then(check_shape).map_err(layer)?;
+            check_elements(&node, slots).and_then(|()| check_exponents(&node, slots)).map_err(layer)?;
+            let (wide, exponent) = (node.element == Element::I16, node.exponent);
+            slots[index] = Slot { shape, wide, offset: 0, last_reader: index, exponent };
+            // What a resize takes its size from need not live for it.
+            let read = if matches!(node.op, Op::ResizeLike) { 1 } else { node.inputs().len() };
+            node.inputs().take(read).for_each(|input| slots[input].last_reader = index);
+            if index + 1 == model.len() && shape.c > 256 {
+                return Err(layer("it puts out more than the 256 classes that a class map can name"));
+            }
         }
         // The class map is made from the logits after the last node.
         slots[model.len() - 1].last_reader = model.len();
@@ -174,6 +193,47 @@ impl<'s> Plan<'s> {
         sizes.taps = sizes.taps.max(h + w);
         Ok(Plan { slots, sizes })
     }
+}
+
+fn check_shape(shape: Shape) -> Result<Shape, &'static str> {
+    let Shape { h, w, c } = shape;
+    let elements = h as u64 * w as u64 * c as u64;
+    match h <= MAX_SIDE && w <= MAX_SIDE && c <= MAX_CHANNELS && elements <= MAX_ELEMENTS {
+        true => Ok(shape),
+        false => Err("its output is too large; use a smaller image"),
+    }
+}
+
+/// How two inputs of a sum are aligned: the left shift of each (right, to nearest, if negative) that brings it to a
+/// common unit, and the right shift of the sum. The unit is the finest exponent, inputs' or output's, unless the
+/// coarsest input would have to be shifted too far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Alignment {
+    pub inputs: [i32; 2],
+    pub sum: u32,
+}
+
+impl Alignment {
+    /// For exponents of inputs and output; `None` when the output is too much finer than an input.
+    pub fn new(inputs: [i32; 2], output: i32) -> Option<Self> {
+        let [finest, coarsest] = [inputs[0].min(inputs[1]), inputs[0].max(inputs[1])];
+        let unit = finest.min(output).max(coarsest - Contribution::MAX_SHIFT);
+        let sum = u32::try_from(output - unit).ok()?.min(62);
+        Some(Alignment { inputs: inputs.map(|exponent| exponent - unit), sum })
+    }
+}
+
+/// Checks that a node can bring its inputs' exponents to its own.
+fn check_exponents(node: &Node, slots: &[Slot]) -> Result<(), &'static str> {
+    let input = |k: usize| slots[node.input(k)].exponent;
+    let fits = match node.op {
+        Op::Image | Op::Conv(_) | Op::Affine(_) => true,
+        Op::Add => Alignment::new([input(0), input(1)], node.exponent).is_some(),
+        Op::MaxPool { .. } | Op::ResizeLike => input(0) == node.exponent,
+        Op::GlobalAveragePool => input(0).abs_diff(node.exponent) <= MAX_MEAN_SHIFT,
+        Op::Concat => (0..node.inputs().len()).all(|k| input(k) == node.exponent),
+    };
+    if fits { Ok(()) } else { Err("its exponent does not fit its inputs'") }
 }
 
 /// Checks that a node's inputs have the types that it reads.

@@ -120,7 +120,7 @@ impl Writer {
             OpSpec::ResizeLike => 6,
             OpSpec::Concat => 7,
         };
-        let name = &node.name.as_bytes()[..node.name.len().min(255)];
+        let name = &node.name.as_bytes()[..node.name.floor_char_boundary(255)];
         self.graph.extend([code, node.element as u8, node.inputs.len() as u8, name.len() as u8]);
         [node.exponent, node.clamp[0], node.clamp[1]].iter().for_each(|v| self.graph.extend(v.to_le_bytes()));
         self.graph.extend(name);

@@ -1,0 +1,209 @@
+//! What the tests of the runtime share: threads, and small models with random weights.
+
+#![allow(dead_code, reason = "each test uses a part")]
+
+pub mod naive;
+
+use intseg_kernels::{Dither, Pool, Role};
+use intseg_runtime::Element;
+use intseg_runtime::writer::{ModelSpec, NodeSpec, OpSpec, RequantizationSpec};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A pool of that many threads, made anew for each run.
+pub struct Threads(pub usize);
+
+impl Pool for Threads {
+    fn threads(&self) -> usize {
+        self.0
+    }
+
+    fn run(&self, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
+        let next = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for worker in 0..self.0 {
+                let next = &next;
+                scope.spawn(move || {
+                    loop {
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        if index >= tasks {
+                            return;
+                        }
+                        task(index, worker);
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// Random pixels, `[h, w, 3]`.
+pub fn image([h, w]: [usize; 2], seed: u64) -> Vec<u8> {
+    let bits = Dither::new(seed, 0, 0, Role::Scene);
+    (0..3 * h * w).map(|i| bits.at(i) as u8).collect()
+}
+
+/// A convolution's geometry: kernel, stride, dilation, padding.
+pub type Geometry = [[usize; 2]; 4];
+
+/// A square kernel at stride 1 that keeps the size.
+pub fn same(kernel: usize, dilation: usize) -> Geometry {
+    [[kernel; 2], [1; 2], [dilation; 2], [dilation * (kernel - 1) / 2; 2]]
+}
+
+/// Builds a model node by node; each method returns the new node's number.
+pub struct Builder {
+    nodes: Vec<NodeSpec>,
+    channels: Vec<usize>,
+    seed: u64,
+}
+
+impl Builder {
+    pub fn new(seed: u64) -> Self {
+        let mut builder = Builder { nodes: Vec::new(), channels: Vec::new(), seed };
+        builder.node(OpSpec::Image, &[], Element::I8, -7, 3);
+        builder
+    }
+
+    fn bits(&self, role: Role) -> Dither {
+        Dither::new(self.seed, 0, self.nodes.len() as u32, role)
+    }
+
+    fn node(&mut self, op: OpSpec, inputs: &[usize], element: Element, exponent: i32, channels: usize) -> usize {
+        let clamp = match element {
+            Element::U8 => [0, 255],
+            Element::I8 => [-128, 127],
+            Element::I16 => [-32_767, 32_767],
+        };
+        let name = format!("node{}", self.nodes.len());
+        self.nodes.push(NodeSpec { name, op, inputs: inputs.to_vec(), element, exponent, clamp });
+        self.channels.push(channels);
+        self.nodes.len() - 1
+    }
+
+    /// Constants that bring values of about `bits` bits to the range of `element`.
+    fn requantization(&self, channels: usize, bits: u32, element: Element) -> RequantizationSpec {
+        let (m, b) = (self.bits(Role::Initial), self.bits(Role::Update));
+        let wanted = if element == Element::I16 { 14 } else { 7 };
+        let mut spec = RequantizationSpec::default();
+        for k in 0..channels {
+            let shift = (29 + bits - wanted).min(62);
+            let sign = if m.at(k + channels) % 8 == 0 { -1 } else { 1 };
+            spec.multiplier.push(sign * ((1 << 28) + m.below(k, 1 << 29) as i32));
+            spec.bias.push((i64::from(b.at(k) as i32) << (shift - 16)) >> (16 - wanted));
+            spec.shift.push(shift as u8);
+        }
+        spec
+    }
+
+    pub fn conv(
+        &mut self,
+        input: usize,
+        geometry: Geometry,
+        channels: usize,
+        element: Element,
+        exponent: i32,
+    ) -> usize {
+        let (taps, c_in) = (geometry[0][0] * geometry[0][1], self.channels[input]);
+        let bits = self.bits(Role::Shuffle);
+        let weights = (0..taps * c_in * channels).map(|i| (bits.below(i, 255) as i32 - 127) as i8).collect();
+        let requantization = self.requantization(channels, 14 + (taps * c_in).ilog2() / 2, element);
+        let channels_of = [c_in, channels];
+        let op = OpSpec::Conv { geometry, channels: channels_of, weight_exponent: -7, weights, requantization };
+        self.node(op, &[input], element, exponent, channels)
+    }
+
+    pub fn affine(&mut self, input: usize, element: Element, exponent: i32) -> usize {
+        let channels = self.channels[input];
+        let op = OpSpec::Affine(self.requantization(channels, 14, element));
+        self.node(op, &[input], element, exponent, channels)
+    }
+
+    pub fn add(&mut self, inputs: [usize; 2], element: Element, exponent: i32) -> usize {
+        self.node(OpSpec::Add, &inputs, element, exponent, self.channels[inputs[0]])
+    }
+
+    /// An operator that only moves or selects values.
+    fn moving(&mut self, op: OpSpec, inputs: &[usize]) -> usize {
+        let (first, channels) = (&self.nodes[inputs[0]], self.channels[inputs[0]]);
+        let (element, exponent) = (first.element, first.exponent);
+        self.node(op, inputs, element, exponent, channels)
+    }
+
+    pub fn max_pool(&mut self, input: usize, geometry: [[usize; 2]; 3], ceil: bool) -> usize {
+        self.moving(OpSpec::MaxPool { geometry, ceil }, &[input])
+    }
+
+    pub fn resize_like(&mut self, input: usize, like: usize) -> usize {
+        self.moving(OpSpec::ResizeLike, &[input, like])
+    }
+
+    pub fn concat(&mut self, inputs: &[usize]) -> usize {
+        let channels = inputs.iter().map(|&input| self.channels[input]).sum();
+        let node = self.moving(OpSpec::Concat, inputs);
+        self.channels[node] = channels;
+        node
+    }
+
+    pub fn average(&mut self, input: usize, exponent: i32) -> usize {
+        self.node(OpSpec::GlobalAveragePool, &[input], Element::U8, exponent, self.channels[input])
+    }
+
+    pub fn finish(self, align_corners: bool) -> ModelSpec {
+        ModelSpec { metadata: r#"{"arch":"test"}"#.to_owned(), align_corners, nodes: self.nodes }
+    }
+}
+
+/// Two convolutions and a pooling between them.
+pub fn tiny() -> ModelSpec {
+    let mut b = Builder::new(1);
+    let x = b.conv(0, same(3, 1), 5, Element::U8, -4);
+    let x = b.max_pool(x, [[2; 2], [2; 2], [0; 2]], true);
+    b.conv(x, same(1, 1), 3, Element::I16, -8);
+    b.finish(false)
+}
+
+/// A pre-activation unit between two strides, with a subsampled shortcut, and two sums of mixed types.
+pub fn residual(align_corners: bool) -> ModelSpec {
+    let mut b = Builder::new(2);
+    let stem = b.conv(0, [[7; 2], [2; 2], [1; 2], [3; 2]], 20, Element::I16, -9);
+    let x = b.max_pool(stem, [[3; 2], [2; 2], [1; 2]], false);
+    let pre = b.affine(x, Element::U8, -5);
+    let y = b.conv(pre, same(1, 1), 12, Element::U8, -5);
+    let y = b.conv(y, [[3; 2], [2; 2], [1; 2], [1; 2]], 12, Element::U8, -4);
+    let y = b.conv(y, same(1, 1), 20, Element::I16, -10);
+    let shortcut = b.max_pool(x, [[1; 2], [2; 2], [0; 2]], false);
+    let sum = b.add([y, shortcut], Element::I16, -8);
+    let post = b.affine(sum, Element::U8, -5);
+    let wide = b.affine(sum, Element::I16, -7);
+    let relu = b.add([wide, post], Element::U8, -1);
+    let again = b.add([post, relu], Element::U8, -2);
+    let mixed = b.add([again, sum], Element::I16, -9);
+    let up = b.resize_like(mixed, stem);
+    let joined = b.add([up, stem], Element::I16, -8);
+    let pre = b.affine(joined, Element::U8, -5);
+    b.conv(pre, same(1, 1), 11, Element::I16, -8);
+    b.finish(align_corners)
+}
+
+/// Dilated branches, image pooling, their concatenation, and a skip from a finer scale.
+pub fn pyramid(align_corners: bool) -> ModelSpec {
+    let mut b = Builder::new(3);
+    let half = b.conv(0, [[3, 5], [2, 1], [1, 2], [1, 4]], 18, Element::U8, -4);
+    let x = b.max_pool(half, [[2, 3], [2, 2], [0, 1]], true);
+    let mut branches = vec![b.conv(x, same(1, 1), 9, Element::U8, -4)];
+    for (rate, channels) in [(2, 9), (6, 33), (18, 4)] {
+        branches.push(b.conv(x, same(3, rate), channels, Element::U8, -4));
+    }
+    let pooled = b.average(x, -5);
+    let pooled = b.conv(pooled, same(1, 1), 7, Element::U8, -4);
+    branches.push(b.resize_like(pooled, x));
+    // A branch that others read too, and one that occurs twice.
+    branches.extend([x, branches[0]]);
+    let joined = b.concat(&branches);
+    let project = b.conv(joined, same(1, 1), 16, Element::U8, -4);
+    let score = b.conv(project, same(1, 1), 40, Element::I16, -8);
+    let skip = b.conv(half, same(1, 1), 40, Element::I16, -7);
+    let up = b.resize_like(score, skip);
+    b.add([up, skip], Element::I16, -6);
+    b.finish(align_corners)
+}

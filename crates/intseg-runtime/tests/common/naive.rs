@@ -1,0 +1,202 @@
+//! A model run as its definition says: one value at a time, in wide integers, rounding by exact fractions.
+
+use intseg_runtime::Element;
+use intseg_runtime::writer::{ModelSpec, NodeSpec, OpSpec, RequantizationSpec};
+
+/// Rows, columns, channels and values of a node's output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Values {
+    pub h: usize,
+    pub w: usize,
+    pub c: usize,
+    pub data: Vec<i128>,
+}
+
+impl Values {
+    fn build([h, w]: [usize; 2], c: usize, mut value: impl FnMut(usize, usize, usize) -> i128) -> Self {
+        let mut data = Vec::with_capacity(h * w * c);
+        for i in 0..h * w * c {
+            data.push(value(i / c / w, i / c % w, i % c));
+        }
+        Values { h, w, c, data }
+    }
+
+    fn at(&self, y: usize, x: usize, k: usize) -> i128 {
+        self.data[(y * self.w + x) * self.c + k]
+    }
+
+    /// The value there, or `None` outside.
+    fn get(&self, y: i64, x: i64, k: usize) -> Option<i128> {
+        let inside = (0..self.h as i64).contains(&y) && (0..self.w as i64).contains(&x);
+        inside.then(|| self.at(y as usize, x as usize, k))
+    }
+}
+
+/// `a / b` to nearest, ties to even.
+fn divide(a: i128, b: i128) -> i128 {
+    let floor = a.div_euclid(b);
+    let twice = 2 * a.rem_euclid(b);
+    if twice > b || twice == b && floor % 2 != 0 { floor + 1 } else { floor }
+}
+
+/// Every node's output and the class map, or `None` when a window does not fit.
+pub fn run(spec: &ModelSpec, image: &[u8], size: [usize; 2]) -> Option<(Vec<Values>, Vec<u8>)> {
+    let mut outputs: Vec<Values> = Vec::new();
+    for node in &spec.nodes {
+        let values = {
+            let input = |k: usize| &outputs[node.inputs[k]];
+            match &node.op {
+                OpSpec::Image => Values::build(size, 3, |y, x, k| i128::from(image[(y * size[1] + x) * 3 + k]) - 128),
+                OpSpec::Conv { geometry, channels, weights, requantization, .. } => {
+                    conv(node, geometry, channels[1], weights, requantization, input(0))?
+                }
+                OpSpec::Affine(r) => {
+                    let input = input(0);
+                    Values::build([input.h, input.w], input.c, |y, x, k| scale(node, r, k, input.at(y, x, k)))
+                }
+                OpSpec::Add => add(spec, node, input(0), input(1)),
+                OpSpec::MaxPool { geometry, ceil } => max_pool(geometry, *ceil, input(0))?,
+                OpSpec::GlobalAveragePool => average(spec, node, input(0)),
+                OpSpec::ResizeLike => resize(input(0), [input(1).h, input(1).w], spec.align_corners),
+                OpSpec::Concat => concat(&node.inputs.iter().map(|&k| &outputs[k]).collect::<Vec<_>>()),
+            }
+        };
+        outputs.push(values);
+    }
+    let classes = classify(outputs.last()?, size, spec.align_corners);
+    Some((outputs, classes))
+}
+
+fn clamp(node: &NodeSpec, value: i128) -> i128 {
+    value.clamp(node.clamp[0].into(), node.clamp[1].into())
+}
+
+fn scale(node: &NodeSpec, r: &RequantizationSpec, k: usize, value: i128) -> i128 {
+    clamp(node, divide(value * i128::from(r.multiplier[k]) + i128::from(r.bias[k]), 1 << r.shift[k]))
+}
+
+fn conv(
+    node: &NodeSpec,
+    [kernel, stride, dilation, padding]: &[[usize; 2]; 4],
+    c_out: usize,
+    weights: &[i8],
+    r: &RequantizationSpec,
+    input: &Values,
+) -> Option<Values> {
+    let along = |size: usize, a: usize| {
+        let room = (size + 2 * padding[a]).checked_sub(dilation[a] * (kernel[a] - 1) + 1)?;
+        Some(room / stride[a] + 1)
+    };
+    let size = [along(input.h, 0)?, along(input.w, 1)?];
+    Some(Values::build(size, c_out, |y, x, k| {
+        let mut sum = 0;
+        for tap in 0..kernel[0] * kernel[1] {
+            let sy = (y * stride[0] + tap / kernel[1] * dilation[0]) as i64 - padding[0] as i64;
+            let sx = (x * stride[1] + tap % kernel[1] * dilation[1]) as i64 - padding[1] as i64;
+            for c in 0..input.c {
+                let weight = i128::from(weights[(tap * input.c + c) * c_out + k]);
+                sum += input.get(sy, sx, c).unwrap_or(0) * weight;
+            }
+        }
+        scale(node, r, k, sum)
+    }))
+}
+
+/// The sum as an exact fraction over the finest exponent, rounded once.
+fn add(spec: &ModelSpec, node: &NodeSpec, a: &Values, b: &Values) -> Values {
+    let [ea, eb] = [0, 1].map(|k| spec.nodes[node.inputs[k]].exponent);
+    let finest = ea.min(eb).min(node.exponent);
+    Values::build([a.h, a.w], a.c, |y, x, k| {
+        let sum = (a.at(y, x, k) << (ea - finest)) + (b.at(y, x, k) << (eb - finest));
+        clamp(node, divide(sum, 1 << (node.exponent - finest)))
+    })
+}
+
+fn average(spec: &ModelSpec, node: &NodeSpec, input: &Values) -> Values {
+    let up = spec.nodes[node.inputs[0]].exponent - node.exponent;
+    Values::build([1, 1], input.c, |_, _, k| {
+        let sum: i128 = (0..input.h * input.w).map(|p| input.data[p * input.c + k]).sum();
+        let pixels = (input.h * input.w) as i128;
+        clamp(node, divide(sum << up.max(0), pixels << (-up).max(0)))
+    })
+}
+
+fn max_pool([kernel, stride, padding]: &[[usize; 2]; 3], ceil: bool, input: &Values) -> Option<Values> {
+    // All positions whose window starts on the input or its leading padding, and without `ceil` also ends there.
+    let along = |size: usize, a: usize| {
+        let starts = (0..).map(|o| o * stride[a]).take_while(|&start| match ceil {
+            true => start < size + padding[a] && (start == 0 || start < size + 2 * padding[a] - kernel[a] + stride[a]),
+            false => start + kernel[a] <= size + 2 * padding[a],
+        });
+        Some(starts.count()).filter(|&count| count > 0)
+    };
+    let size = [along(input.h, 0)?, along(input.w, 1)?];
+    Some(Values::build(size, input.c, |y, x, k| {
+        let taps = (0..kernel[0] * kernel[1]).filter_map(|tap| {
+            let sy = (y * stride[0] + tap / kernel[1]) as i64 - padding[0] as i64;
+            let sx = (x * stride[1] + tap % kernel[1]) as i64 - padding[1] as i64;
+            input.get(sy, sx, k)
+        });
+        taps.max().expect("every window covers a pixel")
+    }))
+}
+
+/// Where an output index lies between two input indices: the first, the second, and numerator and denominator of the
+/// second's weight.
+fn position(o: usize, size: usize, out: usize, align_corners: bool) -> (usize, usize, i128, i128) {
+    let (o, size, out) = (o as i128, size as i128, out as i128);
+    let (at, denominator) = match align_corners {
+        true if out == 1 => (0, 1),
+        true => (o * (size - 1), out - 1),
+        false => ((2 * o + 1) * size - out, 2 * out),
+    };
+    let at = at.clamp(0, (size - 1) * denominator);
+    let first = at / denominator;
+    (first as usize, (first + 1).min(size - 1) as usize, at % denominator, denominator)
+}
+
+/// Exact sums at one output pixel, and what they are to be divided by.
+fn interpolate(input: &Values, [h, w]: [usize; 2], y: usize, x: usize, k: usize, align: bool) -> (i128, i128) {
+    let (top, bottom, wy, dy) = position(y, input.h, h, align);
+    let (left, right, wx, dx) = position(x, input.w, w, align);
+    let row = |y: usize| (dx - wx) * input.at(y, left, k) + wx * input.at(y, right, k);
+    ((dy - wy) * row(top) + wy * row(bottom), dy * dx)
+}
+
+fn resize(input: &Values, size: [usize; 2], align_corners: bool) -> Values {
+    Values::build(size, input.c, |y, x, k| {
+        let (sum, divisor) = interpolate(input, size, y, x, k, align_corners);
+        divide(sum, divisor)
+    })
+}
+
+fn concat(inputs: &[&Values]) -> Values {
+    let channels: usize = inputs.iter().map(|input| input.c).sum();
+    Values::build([inputs[0].h, inputs[0].w], channels, |y, x, mut k| {
+        for input in inputs {
+            match k.checked_sub(input.c) {
+                Some(rest) => k = rest,
+                None => return input.at(y, x, k),
+            }
+        }
+        unreachable!("the channels add up")
+    })
+}
+
+fn classify(logits: &Values, size: [usize; 2], align_corners: bool) -> Vec<u8> {
+    (0..size[0] * size[1])
+        .map(|p| {
+            let score = |k: usize| interpolate(logits, size, p / size[1], p % size[1], k, align_corners).0;
+            (1..logits.c).fold(0, |best, k| if score(k) > score(best) { k } else { best }) as u8
+        })
+        .collect()
+}
+
+/// The range that an element type holds.
+pub fn range(element: Element) -> std::ops::RangeInclusive<i128> {
+    match element {
+        Element::U8 => 0..=255,
+        Element::I8 => -128..=127,
+        Element::I16 => -32_767..=32_767,
+    }
+}
