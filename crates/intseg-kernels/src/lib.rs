@@ -21,6 +21,7 @@ mod avx512vnni;
 pub mod batch_norm;
 pub mod bytes;
 pub mod conv;
+pub mod deploy;
 pub mod dither;
 pub mod isa;
 pub mod max_pool;

@@ -1,6 +1,5 @@
 //! Changing the width of whole tensors: maxima, rounding, sums of errors.
 
-use crate::conv::{Requantizer, requantize};
 use crate::pool::for_each_piece;
 use crate::round::{bit_length, half_even_i32, half_even_i64, stochastic_i32, stochastic_i64};
 use crate::{Context, Dither};
@@ -118,35 +117,6 @@ pub fn bias_i16(ctx: Context, out: &mut [i16], sums: &[i32], bias: &[i32], shift
         #[inline(always)]
         |v| v as i16,
     );
-}
-
-/// Multiplier, bias, shift and clamp of each channel of a 16-bit stream, `[P, C]`: what batch normalisation of a
-/// residual stream is in a deployed model. `narrow` casts.
-pub fn affine<T: Send>(
-    ctx: Context,
-    out: &mut [T],
-    values: &[i16],
-    requantizer: Requantizer,
-    narrow: impl Fn(i32) -> T + Sync,
-) {
-    assert_eq!(out.len(), values.len(), "output");
-    let Requantizer { multiplier, bias, shift, low, high } = requantizer;
-    let channels = multiplier.len();
-    let piece_len = (PIECE / channels).max(1) * channels;
-    for_each_piece(ctx.pool, out, piece_len, |piece, out, _| {
-        let values = &values[piece * piece_len..][..out.len()];
-        ctx.isa.vectorize(
-            #[inline(always)]
-            || {
-                for (out, values) in out.chunks_exact_mut(channels).zip(values.chunks_exact(channels)) {
-                    let constants = multiplier.iter().zip(bias).zip(shift);
-                    for ((out, &value), ((&m, &b), &s)) in out.iter_mut().zip(values).zip(constants) {
-                        *out = narrow(requantize(value.into(), m, b, s, low, high));
-                    }
-                }
-            },
-        );
-    });
 }
 
 /// Rounds 16 bits to 8 stochastically, −`limit` to `limit`.

@@ -4,10 +4,12 @@ use crate::model::{Conv, Element, Model, Node, Op, Requantization};
 use crate::plan::{Alignment, Plan, Shape, Slot, convolution};
 use core::ops::Range;
 use intseg_kernels::pool::for_each_piece_with;
-use intseg_kernels::requantize::{self, Contribution};
+use intseg_kernels::requantize::Contribution;
 use intseg_kernels::resize::{Resize, Tap, axis};
 use intseg_kernels::round::divide_half_even;
-use intseg_kernels::{Context, Input, Line, Output, OutputData, Requantizer, Weights, average_pool, bytes, max_pool};
+use intseg_kernels::{
+    Context, Input, Line, Output, OutputData, Requantizer, Weights, average_pool, bytes, deploy, max_pool,
+};
 
 /// The memory of a run, at least as large as [`crate::Sizes`] says.
 pub struct Memory<'m> {
@@ -179,11 +181,11 @@ impl Run<'_> {
         match self.slot.wide {
             false => {
                 let (input, out) = (&words[self.input(0).range()], &mut activations[self.slot.range()]);
-                requantize::affine(self.ctx, out, input, requantizer, |v| v as u8);
+                deploy::affine(self.ctx, out, input, requantizer, |v| v as u8);
             }
             true => {
                 let ([input], out) = parts(words, [self.input(0).range()], self.slot.range());
-                requantize::affine(self.ctx, out, input, requantizer, |v| v as i16);
+                deploy::affine(self.ctx, out, input, requantizer, |v| v as i16);
             }
         }
     }
@@ -193,7 +195,7 @@ impl Run<'_> {
         let [a, b] = [self.input(0), self.input(1)];
         let alignment = Alignment::new([a.exponent, b.exponent], self.node.exponent);
         let Alignment { inputs: shifts, sum: shift } = alignment.expect("the plan has checked it");
-        let range = self.node.clamp.map(i64::from);
+        let range = self.node.clamp;
         if self.slot.wide {
             let reads = [a, b].map(|slot| if slot.wide { slot.range() } else { 0..0 });
             let (wide, out) = parts(words, reads, self.slot.range());
@@ -201,7 +203,7 @@ impl Run<'_> {
                 true => Contribution::I16(wide[k], shifts[k]),
                 false => Contribution::U8(&activations[slot.range()], shifts[k]),
             };
-            requantize::sum_to_nearest(self.ctx, out, &[part(0, a), part(1, b)], shift, range, |v| v as i16);
+            deploy::add(self.ctx, out, &[part(0, a), part(1, b)], shift, range, |v| v as i16);
         } else {
             let reads = [a, b].map(|slot| if slot.wide { 0..0 } else { slot.range() });
             let (narrow, out) = parts(activations, reads, self.slot.range());
@@ -209,7 +211,7 @@ impl Run<'_> {
                 true => Contribution::I16(&words[slot.range()], shifts[k]),
                 false => Contribution::U8(narrow[k], shifts[k]),
             };
-            requantize::sum_to_nearest(self.ctx, out, &[part(0, a), part(1, b)], shift, range, |v| v as u8);
+            deploy::add(self.ctx, out, &[part(0, a), part(1, b)], shift, range, |v| v as u8);
         }
     }
 
