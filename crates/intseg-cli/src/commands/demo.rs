@@ -25,6 +25,9 @@ pub struct Demo {
     /// The folder for scenes, model and pictures; what a demo wrote there before is replaced
     #[arg(long, value_name = "DIR", default_value = "demo")]
     out: PathBuf,
+    /// Number of scenes to train on
+    #[arg(long, value_name = "N", default_value_t = 600, value_parser = clap::value_parser!(u32).range(16..=100_000))]
+    scenes: u32,
     /// Override a key of the configuration, such as train.steps=100 (may be repeated)
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -40,8 +43,8 @@ pub struct Demo {
 
 /// The demo's configuration.
 const CONFIG: &str = include_str!("../../../../configs/demo.toml");
-/// Scenes to train on, and to evaluate on while training.
-const SCENES: [usize; 2] = [600, 40];
+/// Scenes to evaluate on while training.
+const VALIDATION: usize = 40;
 /// Rows and columns of a scene.
 const SIZE: [usize; 2] = [96, 128];
 /// Scenes that nothing before the last evaluation has seen.
@@ -76,9 +79,10 @@ impl Demo {
         let config = Config::parse(CONFIG, Path::new("configs/demo.toml"), &set)?;
         let (isa, threads) = self.machine.start()?;
         let (data, out) = (self.out.join("scenes"), self.out.join("run"));
-        self.clear(&[&data, &out])?;
-        eprintln!("drawing {} scenes into {}", SCENES[0] + SCENES[1], data.display());
-        scenes::write(&data, SCENES, SIZE, self.seed)?;
+        self.clear()?;
+        let scenes = [self.scenes as usize, VALIDATION];
+        eprintln!("drawing {} scenes into {}", scenes[0] + scenes[1], data.display());
+        scenes::write(&data, scenes, SIZE, self.seed)?;
         let stop = crate::interrupt::flag()?;
         let options = RunOptions { data, out, resume: false, threads: self.machine.threads, isa, stop };
         let mut history = History::default();
@@ -114,22 +118,28 @@ impl Demo {
     }
 
     /// Takes an earlier demo away; a folder with something else in it is refused.
-    fn clear(&self, folders: &[&Path]) -> anyhow::Result<()> {
+    fn clear(&self) -> anyhow::Result<()> {
+        let out = self.out.display();
+        // What a demo writes, and for what is deleted a file that tells it from somebody's own folder.
         let known = ["scenes", "run", "masks", "scenes.png", "curve.svg"];
-        if let Ok(files) = std::fs::read_dir(&self.out) {
-            for file in files.flatten() {
-                if !known.iter().any(|name| file.file_name() == *name) {
-                    let (out, name) = (self.out.display(), file.file_name());
-                    let message =
-                        format!("{out} holds {name:?}, which no demo wrote; choose another folder with --out");
-                    return Err(Usage(message).into());
-                }
+        let files = std::fs::read_dir(&self.out).into_iter().flatten().flatten();
+        if let Some(other) = files.map(|file| file.file_name()).find(|name| !known.iter().any(|known| name == known)) {
+            let message = format!("{out} holds {other:?}, which no demo wrote; choose another folder with --out");
+            return Err(Usage(message).into());
+        }
+        for (name, mark) in [("scenes", "classes.txt"), ("run", "config.toml")] {
+            let folder = self.out.join(name);
+            if folder.exists() && !folder.join(mark).exists() {
+                let folder = folder.display();
+                let message =
+                    format!("{folder} is no earlier demo's ({mark} is missing); choose another folder with --out");
+                return Err(Usage(message).into());
             }
         }
-        for folder in folders.iter().filter(|folder| folder.exists()) {
+        for folder in ["scenes", "run"].map(|name| self.out.join(name)).iter().filter(|folder| folder.exists()) {
             std::fs::remove_dir_all(folder).with_context(|| format!("cannot delete {}", folder.display()))?;
         }
-        std::fs::create_dir_all(&self.out).with_context(|| format!("cannot create {}", self.out.display()))
+        std::fs::create_dir_all(&self.out).with_context(|| format!("cannot create {out}"))
     }
 
     /// The scene of a number, from a seed that training does not use.
