@@ -183,6 +183,11 @@ fn the_papers_configurations_train_in_their_layouts() {
             predict.arg("predict").arg("--model").arg(out.join("last.iseg")).arg("--output").arg(out.join("masks"));
             let images = if layout == "voc" { "JPEGImages" } else { "images/validation" };
             Ran::from(predict.arg("--input").arg(data.path().join(images)).output().unwrap()).ok();
+            let least = if layout == "ade20k" { 1 } else { 0 };
+            for mask in std::fs::read_dir(out.join("masks")).unwrap() {
+                let values = common::read_png(&mask.unwrap().path());
+                assert!(values.iter().all(|&value| value >= least), "masks count as the layout's label maps do");
+            }
             let (model, dir) = (out.join("last.iseg"), data.path());
             intseg(["eval", "--model", model.to_str().unwrap(), "--data", dir.to_str().unwrap(), "--json"]).json();
         }

@@ -125,3 +125,12 @@ pub fn write_png(path: &Path, size: [u32; 2], colour: png::ColorType, depth: png
     encoder.set_depth(depth);
     encoder.write_header().unwrap().write_image_data(data).unwrap();
 }
+
+/// The stored values of a PNG with 8 bits a pixel.
+pub fn read_png(path: &Path) -> Vec<u8> {
+    let file = std::io::BufReader::new(std::fs::File::open(path).unwrap());
+    let mut reader = png::Decoder::new(file).read_info().unwrap();
+    let mut values = vec![0; reader.output_buffer_size().unwrap()];
+    reader.next_frame(&mut values).unwrap();
+    values
+}
