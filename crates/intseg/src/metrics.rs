@@ -61,7 +61,11 @@ impl ConfusionMatrix {
     ///
     /// # Errors
     /// When a prediction or a label is no class.
+    ///
+    /// # Panics
+    /// When the lengths differ.
     pub fn add(&mut self, predictions: &[u8], labels: &[u8]) -> Result<(), OutOfRange> {
+        assert_eq!(predictions.len(), labels.len(), "one prediction a label");
         for (&prediction, &label) in predictions.iter().zip(labels) {
             if label == IGNORE {
                 continue;
@@ -131,6 +135,22 @@ mod tests {
         close(report.mean_accuracy, (2.0 / 3.0 + 0.5) / 2.0);
         close(report.fw_iou, (3.0 * 2.0 / 3.0 + 2.0 / 3.0) / 5.0);
         assert_eq!(report.iou[3], None);
+    }
+
+    #[test]
+    fn matrices_of_parts_merge_to_that_of_the_whole_and_survive_json_as_integers() {
+        let (predictions, labels) = ([0, 1, 2, 2, 1, 0, 0], [0, 1, 1, 2, 255, 2, 0]);
+        let counted = |range: std::ops::Range<usize>| {
+            let mut matrix = ConfusionMatrix::new(3);
+            matrix.add(&predictions[range.clone()], &labels[range]).unwrap();
+            matrix
+        };
+        let (whole, mut merged) = (counted(0..7), counted(0..3));
+        merged.merge(&counted(3..7));
+        assert_eq!(merged, whole);
+        let json = serde_json::to_string(&whole).unwrap();
+        assert_eq!(json, r#"{"classes":3,"counts":[2,0,0,0,1,1,1,0,1]}"#);
+        assert_eq!(serde_json::from_str::<ConfusionMatrix>(&json).unwrap(), whole);
     }
 
     #[test]

@@ -190,4 +190,25 @@ mod tests {
         let (_, label) = run(&plain([30, 30]), &sample, 3);
         assert_eq!(label.iter().filter(|&&l| l != IGNORE).count(), 100);
     }
+
+    #[test]
+    fn labels_and_pixels_never_part_by_more_than_half_a_pixel() {
+        // Two halves: interpolation mixes them where they meet, and the label must be that of the larger share.
+        for (width, height, across) in [(64, 48, true), (37, 51, false), (5, 3, true), (2, 2, false), (97, 80, true)] {
+            let class = |i: usize| u8::from(if across { i % width >= width / 2 } else { i / width >= height / 2 });
+            let values: Vec<u8> = (0..width * height).map(class).collect();
+            let data = values.iter().flat_map(|&v| [v * 240; 3]).collect();
+            let sample = Sample { image: Rgb { width, height, data }, label: Label { width, height, values } };
+            let how = Augmentation { scale_q8: [128, 512], flip: true, ..plain([40, 56]) };
+            for number in 0..60 {
+                let (image, label) = run(&how, &sample, number);
+                for (pixel, &label) in
+                    image.as_chunks::<3>().0.iter().zip(&label).filter(|(_, label)| **label != IGNORE)
+                {
+                    let share = i32::from(pixel[0]) + 128 - 120;
+                    assert!(share.abs() <= 1 || (share > 0) == (label == 1), "{width}×{height}: {share} {label}");
+                }
+            }
+        }
+    }
 }

@@ -10,6 +10,19 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 /// The largest width or height that is read.
 pub const MAX_SIDE: usize = 32_768;
+/// The largest number of pixels that is read: 400 MB of RGB.
+pub const MAX_PIXELS: usize = 1 << 27;
+
+/// Refuses a size that a small file may claim to exhaust memory.
+fn check_size(width: usize, height: usize) -> Result<(), String> {
+    if width.max(height) > MAX_SIDE {
+        return Err(format!("{width}×{height} is more than {MAX_SIDE} pixels a side; scale it down"));
+    }
+    match width * height > MAX_PIXELS {
+        true => Err(format!("{width}×{height} is more than {MAX_PIXELS} pixels; scale it down")),
+        false => Ok(()),
+    }
+}
 
 /// An image, 8 bits a channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,10 +61,9 @@ pub fn read_rgb(path: &Path) -> Result<Rgb, DataError> {
 }
 
 fn decode_jpeg(bytes: Vec<u8>) -> Result<Rgb, String> {
-    // The decoder fills what a truncated file lacks with grey; the end marker tells.
-    let end = bytes.iter().rposition(|&b| b != 0).unwrap_or(0);
-    if end == 0 || bytes[end - 1..=end] != [0xFF, 0xD9] {
-        return Err("the JPEG is truncated: its end marker is missing".into());
+    // The decoder fills what a truncated file lacks with grey.
+    if !reaches_jpeg_end(&bytes) {
+        return Err("the JPEG is truncated: its end marker is missing; fetch the file again".into());
     }
     let options = DecoderOptions::default()
         .jpeg_set_out_colorspace(ColorSpace::RGB)
@@ -59,11 +71,40 @@ fn decode_jpeg(bytes: Vec<u8>) -> Result<Rgb, String> {
         .set_max_width(MAX_SIDE)
         .set_max_height(MAX_SIDE);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
-    let data = decoder.decode().map_err(|e| format!("{e:?}"))?;
+    decoder.decode_headers().map_err(|e| format!("{e:?}"))?;
     let (width, height) = decoder.dimensions().ok_or("no dimensions")?;
+    check_size(width, height)?;
+    let data = decoder.decode().map_err(|e| format!("{e:?}"))?;
     match data.len() == width * height * 3 {
         true => Ok(Rgb { width, height, data }),
         false => Err("not three channels of 8 bits".into()),
+    }
+}
+
+/// Whether the markers of a JPEG lead to its end marker.
+///
+/// Looking at the last bytes alone would refuse photographs with a trailer, which cameras append, and looking for the
+/// marker anywhere would find that of an embedded thumbnail.
+fn reaches_jpeg_end(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    loop {
+        // Entropy-coded data and fill bytes lie between markers; FF 00 is a data byte.
+        let Some(found) = bytes.get(at..).and_then(|rest| rest.windows(2).position(|w| w[0] == 0xFF && w[1] != 0))
+        else {
+            return false;
+        };
+        at += found;
+        match bytes[at + 1] {
+            0xD9 => return true,
+            // A fill byte, which belongs to the marker after it.
+            0xFF => at += 1,
+            // Markers without a segment: restarts and their like.
+            0x01 | 0xD0..=0xD8 => at += 2,
+            _ => match bytes.get(at + 2..at + 4) {
+                Some(length) => at += 2 + usize::from(u16::from_be_bytes([length[0], length[1]])),
+                None => return false,
+            },
+        }
     }
 }
 
@@ -73,9 +114,7 @@ fn decode_png(bytes: &[u8], expand: bool) -> Result<(png::OutputInfo, Vec<u8>), 
     decoder.set_transformations(if expand { png::Transformations::EXPAND } else { png::Transformations::IDENTITY });
     let mut reader = decoder.read_info().map_err(|e| e.to_string())?;
     let info = reader.info();
-    if info.width as usize > MAX_SIDE || info.height as usize > MAX_SIDE {
-        return Err(format!("{}×{} is larger than {MAX_SIDE} a side", info.width, info.height));
-    }
+    check_size(info.width as usize, info.height as usize)?;
     let size = reader.output_buffer_size().ok_or("too large")?;
     let mut data = vec![0; size];
     let info = reader.next_frame(&mut data).map_err(|e| e.to_string())?;
@@ -138,7 +177,12 @@ fn unpack(data: &[u8], depth: usize, width: usize, height: usize) -> Vec<u8> {
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
     let fail = |source| DataError::Io { path: path.to_owned(), source };
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".intseg-").suffix(".partial").tempfile_in(dir).map_err(fail)?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".intseg-").suffix(".partial");
+    // Temporary files are private by default; results are as readable as the user's mask says.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(dir).map_err(fail)?;
     file.write_all(bytes).map_err(fail)?;
     file.as_file().sync_all().map_err(fail)?;
     file.persist(path).map_err(|e| fail(e.error))?;

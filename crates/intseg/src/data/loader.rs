@@ -9,7 +9,7 @@ use intseg_kernels::{Dither, Role};
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 /// Bytes of decoded images that are kept in memory.
 const CACHE_BYTES: usize = 1 << 30;
@@ -19,7 +19,7 @@ const CACHE_BYTES: usize = 1 << 30;
 pub struct Source {
     /// The data set that the entries belong to.
     pub dataset: Dataset,
-    /// The images of the split.
+    /// The images of the split, at least one.
     pub entries: Vec<Entry>,
     /// Number of classes.
     pub classes: usize,
@@ -33,7 +33,8 @@ pub struct Source {
 
 /// Hands out batches in the order of steps.
 pub struct Loader {
-    workers: Vec<Receiver<Result<Batch, DataError>>>,
+    batches: Vec<Receiver<Result<Batch, DataError>>>,
+    threads: Vec<JoinHandle<()>>,
     next: usize,
 }
 
@@ -41,36 +42,45 @@ impl Loader {
     /// Starts `workers` threads that prepare the batches from step `first` on.
     pub fn start(source: Source, first: u64, workers: usize) -> Self {
         let shared = Arc::new(Shared { source, cache: Mutex::default() });
-        let workers = (0..workers.max(1) as u64)
+        let (batches, threads) = (0..workers.max(1) as u64)
             .map(|worker| {
                 // Two batches wait at a worker; a dropped receiver ends its thread.
                 let (send, receive) = sync_channel(2);
                 let (shared, stride) = (Arc::clone(&shared), workers.max(1));
-                thread::spawn(move || {
+                let thread = thread::spawn(move || {
                     let mut order = Order::default();
                     for step in (first + worker..).step_by(stride) {
-                        let batch = shared.batch(step, &mut order);
-                        let failed = batch.is_err();
-                        if send.send(batch).is_err() || failed {
+                        if send.send(shared.batch(step, &mut order)).is_err() {
                             return;
                         }
                     }
                 });
-                receive
+                (receive, thread)
             })
-            .collect();
-        Loader { workers, next: 0 }
+            .unzip();
+        Loader { batches, threads, next: 0 }
     }
 
     /// The next step's batch.
     ///
     /// # Errors
-    /// When an image or a label map of it cannot be used.
+    /// When an image or a label map of it cannot be used. The steps after it can still be asked for.
     #[allow(clippy::should_implement_trait, reason = "batches never end")]
     pub fn next(&mut self) -> Result<Batch, DataError> {
-        let worker = &self.workers[self.next % self.workers.len()];
+        let worker = &self.batches[self.next % self.batches.len()];
         self.next += 1;
-        worker.recv().expect("a worker ends only after an error that was handed out")
+        worker.recv().expect("a worker runs as long as its receiver")
+    }
+}
+
+impl Drop for Loader {
+    /// Ends the threads and waits for them, so that none still reads the folder.
+    fn drop(&mut self) {
+        self.batches.clear();
+        for thread in self.threads.drain(..) {
+            // A worker that panicked has said so.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -191,7 +201,10 @@ mod tests {
         for entry in &source.entries {
             std::fs::write(&entry.image, b"no image").unwrap();
         }
-        let message = Loader::start(source, 0, 2).next().unwrap_err().to_string();
-        assert!(message.contains("JPEGImages") && message.contains("neither a JPEG nor a PNG"), "{message}");
+        let mut loader = Loader::start(source, 0, 2);
+        for _ in 0..5 {
+            let message = loader.next().unwrap_err().to_string();
+            assert!(message.contains("JPEGImages") && message.contains("neither a JPEG nor a PNG"), "{message}");
+        }
     }
 }

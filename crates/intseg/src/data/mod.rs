@@ -242,7 +242,7 @@ impl Dataset {
 
     /// The number of names in `classes.txt`, or ADE20K's 150.
     pub fn listed_class_count(&self) -> Option<usize> {
-        let listed = self.listed_names().len();
+        let listed = self.listed_classes().len();
         match self.layout {
             _ if listed > 0 => Some(listed),
             Layout::Ade20k => Some(150),
@@ -250,23 +250,38 @@ impl Dataset {
         }
     }
 
-    /// The lines of `classes.txt`, none without it.
-    fn listed_names(&self) -> Vec<String> {
+    /// What `classes.txt` lists, else the list that comes with ADE20K; empty without either.
+    fn listed_classes(&self) -> Vec<palette::Class> {
         let text = std::fs::read_to_string(self.dir.join("classes.txt")).unwrap_or_default();
-        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect()
+        let listed = palette::parse_classes(&text);
+        if !listed.is_empty() || self.layout != Layout::Ade20k {
+            return listed;
+        }
+        let names = ade20k::class_names(&self.dir).into_iter();
+        names.map(|name| palette::Class { name, colour: None }).collect()
     }
 
-    /// Class names: from `classes.txt` in the folder (one a line), else VOC's where there are 21 classes in VOC's
-    /// layout, else `class 0` and so on.
+    /// Class names: from `classes.txt` in the folder (one a line) or ADE20K's `objectInfo150.txt`, else VOC's where
+    /// there are 21 classes in VOC's layout, else `class 0` and so on.
     pub fn class_names(&self, classes: usize) -> Vec<String> {
-        let listed = self.listed_names();
+        let listed = self.listed_classes();
         if listed.len() == classes {
-            return listed;
+            return listed.into_iter().map(|class| class.name).collect();
         }
         match (self.layout, classes) {
             (Layout::Voc, 21) => voc::CLASSES.map(str::to_owned).to_vec(),
             _ => (0..classes).map(|class| format!("class {class}")).collect(),
         }
+    }
+
+    /// Colours of the classes: those in `classes.txt` (`name r g b`), and [`palette::voc`]'s for the others.
+    pub fn palette(&self, classes: usize) -> Vec<[u8; 3]> {
+        let listed = self.listed_classes();
+        let mut colours = palette::voc(classes);
+        if listed.len() == classes {
+            colours.iter_mut().zip(listed).for_each(|(colour, class)| *colour = class.colour.unwrap_or(*colour));
+        }
+        colours
     }
 
     /// Reads an entry's image and label map, labels as classes.
@@ -331,7 +346,14 @@ fn listed(list: &Path, images: &Path, labels: &Path, dir: &Path, split: &str) ->
     })?;
     // Some lists have a second column.
     let names = text.lines().filter_map(|line| line.split_whitespace().next());
-    Ok(names.map(|name| named(name, images, labels)).collect())
+    Ok(names.map(|name| named(bare(name), images, labels)).collect())
+}
+
+/// The name in a list's first column: lists of VOC's augmented set go around with `/JPEGImages/NAME.jpg` there.
+fn bare(name: &str) -> &str {
+    let Some(path) = name.strip_prefix('/') else { return name };
+    let file = path.rsplit('/').next().unwrap_or(path);
+    file.rsplit_once('.').map_or(file, |(stem, _)| stem)
 }
 
 fn named(name: &str, images: &Path, labels: &Path) -> Entry {
