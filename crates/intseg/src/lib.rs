@@ -9,6 +9,7 @@ pub mod data;
 pub mod evaluate;
 pub mod fold;
 pub mod graph;
+pub mod infer;
 pub mod loss;
 pub mod metrics;
 pub mod network;

@@ -19,7 +19,12 @@ impl Add {
 /// The tensors as parts of a sum in units of `2^` the returned exponent: the finest of theirs, unless the others'
 /// shifts would leave 64 bits.
 pub fn aligned<'a>(parts: &[&'a Tensor]) -> (Vec<Contribution<'a>>, i32) {
-    let exponents = || parts.iter().map(|part| part.exponent);
+    aligned_to(parts, parts.iter().map(|part| part.exponent).min().unwrap_or(0))
+}
+
+/// As [`aligned`], in a unit that is not coarser than `2^exponent` either.
+pub fn aligned_to<'a>(parts: &[&'a Tensor], exponent: i32) -> (Vec<Contribution<'a>>, i32) {
+    let exponents = || parts.iter().map(|part| part.exponent).chain([exponent]);
     let coarsest = exponents().max().unwrap_or(0);
     let unit = exponents().min().unwrap_or(0).max(coarsest - Contribution::MAX_SHIFT);
     let contribution = |part: &&'a Tensor| {

@@ -13,13 +13,22 @@ const MEAN_BITS: u32 = 16;
 #[derive(Default)]
 pub struct GlobalAveragePool;
 
-impl Operator for GlobalAveragePool {
-    fn forward(&mut self, step: &Step, inputs: &[&Tensor]) -> Tensor {
-        let input = inputs[0];
+impl GlobalAveragePool {
+    /// The sums over all positions, `[N, C]`.
+    pub fn sums(step: &Step, input: &Tensor) -> Vec<i64> {
         let Mantissas::U8(values) = &input.mantissas else { unreachable!("average pooling reads activations") };
         let Shape { n, h, w, c } = input.shape;
         let mut sums = step.buffers.take_i64(n * c);
         channel_sums(step.kernels, &mut sums, values, h * w, c);
+        sums
+    }
+}
+
+impl Operator for GlobalAveragePool {
+    fn forward(&mut self, step: &Step, inputs: &[&Tensor]) -> Tensor {
+        let input = inputs[0];
+        let Shape { n, h, w, c } = input.shape;
+        let mut sums = Self::sums(step, input);
         sums.iter_mut().for_each(|sum| *sum = divide_half_even(*sum << MEAN_BITS, (h * w) as i64));
         let largest = sums.iter().copied().max().unwrap_or(0);
         let shift = shift_for(largest as u64, step.bits.a);

@@ -1,0 +1,58 @@
+//! One seed and one configuration give one model, whatever the threads and the instruction set.
+
+use intseg::config::Config;
+use intseg::data::scenes;
+use intseg::run::{RunOptions, train};
+use intseg_kernels::Isa;
+use std::path::Path;
+
+fn config(arch: &str) -> Config {
+    let text = format!(
+        "[network]\narch = \"{arch}\"\nwidth = 0.07\nclasses = 6\n[augment]\ncrop = [32, 32]\n\
+         [train]\nsteps = 3\nbatch = 2\nsave_every = 2\nclass_weights = \"balanced\"\n"
+    );
+    Config::parse(&text, Path::new("test.toml"), &[]).unwrap()
+}
+
+fn model(data: &Path, config: &Config, threads: usize, isa: Isa) -> Vec<u8> {
+    let out = tempfile::tempdir().unwrap();
+    let options = RunOptions {
+        data: data.to_owned(),
+        out: out.path().to_owned(),
+        resume: false,
+        threads,
+        isa,
+        stop: Default::default(),
+    };
+    let summary = train(config, &options, &mut |_| {}).unwrap();
+    std::fs::read(summary.last).unwrap()
+}
+
+#[test]
+fn threads_and_instruction_sets_do_not_change_a_byte() {
+    let data = tempfile::tempdir().unwrap();
+    scenes::write(data.path(), [8, 2], [48, 64], 1).unwrap();
+    for arch in ["fcn-tiny", "fcn8s-vgg16-bn", "fcn16s-vgg16", "deeplabv3-resnet50v2", "deeplabv3-resnet50"] {
+        let config = config(arch);
+        let want = model(data.path(), &config, 2, Isa::detect());
+        assert!(model(data.path(), &config, 2, Isa::detect()) == want, "{arch}: the same run twice");
+        for isa in Isa::available() {
+            assert!(model(data.path(), &config, 1, isa) == want, "{arch}: one thread on {}", isa.name());
+        }
+        let other = Config { train: intseg::config::Train { seed: 1, ..config.train.clone() }, ..config };
+        assert!(model(data.path(), &other, 2, Isa::detect()) != want, "{arch}: another seed is another model");
+    }
+}
+
+#[test]
+fn sixteen_bit_errors_and_narrow_settings_train_the_same_everywhere() {
+    let data = tempfile::tempdir().unwrap();
+    scenes::write(data.path(), [4, 1], [48, 64], 1).unwrap();
+    let mut config = config("fcn-tiny");
+    let paper = "w = 8\na = 8\ng = 8\ne1 = 8\ne2 = 16\nbn_x = 12\ngamma = 8\nbeta = 8\nupdate = 20\nresidual = 12\n";
+    config.bits = toml::from_str(paper).unwrap();
+    let want = model(data.path(), &config, 2, Isa::detect());
+    for isa in Isa::available() {
+        assert!(model(data.path(), &config, 1, isa) == want, "{}", isa.name());
+    }
+}
