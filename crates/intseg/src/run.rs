@@ -5,7 +5,7 @@ use crate::config::{ClassWeights, Config, ConfigError, fixed};
 use crate::data::augment::Augmentation;
 use crate::data::image::{read_label, write_atomically};
 use crate::data::loader::{Loader, Source};
-use crate::data::{DataError, Dataset, Entry, IGNORE, Layout, palette};
+use crate::data::{DataError, Dataset, Entry, IGNORE, Layout};
 use crate::evaluate::{EvaluateError, evaluate};
 use crate::fold::{Metadata, fold};
 use crate::graph::GraphError;
@@ -279,7 +279,7 @@ impl<'a> Run<'a> {
         let metadata = Metadata {
             arch: self.config.network.arch.clone(),
             classes: self.dataset.class_names(classes),
-            palette: palette::voc(classes),
+            palette: self.dataset.palette(classes),
             first_value: self.dataset.layout.value_of(0),
             steps: self.progress.step,
             config: self.config.to_toml(),

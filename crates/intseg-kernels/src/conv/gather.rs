@@ -88,11 +88,11 @@ pub(crate) fn pack(plan: &Convolution, nr: usize, bias: i32, packed: &mut [Line]
     }
 }
 
-/// Scratch: a pixel of zeros, a padded copy of the last pixel, and for signed input the sum of each pixel's channels.
+/// Scratch: a pixel of zeros, a padded copy of the input's end, and for signed input the sum of each pixel's channels.
 pub(crate) fn scratch_len(plan: &Convolution) -> usize {
     let [h, w, c] = plan.source();
     let sums = if plan.signed { plan.geometry.batch * h * w } else { 0 };
-    2 * c.div_ceil(4) + sums
+    3 * c.div_ceil(4) + sums
 }
 
 /// What all tiles share.
@@ -100,7 +100,9 @@ struct Job<'a> {
     plan: &'a Convolution,
     input: *const u8,
     zeros: *const u8,
-    last: *const u8,
+    /// A copy of the input from byte `tail_start` on, with zeros behind it.
+    tail: *const u8,
+    tail_start: usize,
     pixel_sums: &'a [i32],
     packed: &'a [Line],
     c4: usize,
@@ -124,9 +126,10 @@ pub(crate) fn run<K: MicroKernel, S: Store>(
     let pixels = plan.geometry.batch * h * w;
     let c4 = c.div_ceil(4);
     let (zeros, rest) = scratch.split_at_mut(c4);
-    let (last, pixel_sums) = rest.split_at_mut(c4);
+    let (tail, pixel_sums) = rest.split_at_mut(2 * c4);
     zeros.fill(0);
-    fill_last_pixel(last, input, c);
+    let tail_start = (pixels * c).saturating_sub(4 * c4);
+    fill_tail(tail, input, tail_start);
     let pixel_sums: &[i32] = match input {
         Input::I8(data) if K::BIASED => {
             let sums = &mut pixel_sums[..pixels];
@@ -143,7 +146,8 @@ pub(crate) fn run<K: MicroKernel, S: Store>(
         plan,
         input: bytes,
         zeros: zeros.as_ptr().cast(),
-        last: last.as_ptr().cast(),
+        tail: tail.as_ptr().cast(),
+        tail_start,
         pixel_sums,
         packed,
         c4,
@@ -219,7 +223,7 @@ impl Job<'_> {
     fn gather(&self, pixels: &Pixels, phase: &Phase, taps: core::ops::Range<usize>, gathered: &mut Gathered) {
         let [h, w, c] = self.plan.source();
         let [_, kw] = self.plan.geometry.kernel;
-        let last_pixel = self.plan.geometry.batch * h * w - 1;
+        let len = self.plan.geometry.batch * h * w * c;
         gathered.len = 0;
         gathered.corrections = [0; MAX_MR];
         for tap in taps {
@@ -235,11 +239,14 @@ impl Job<'_> {
                     if !self.pixel_sums.is_empty() {
                         gathered.corrections[m] += self.pixel_sums[pixel];
                     }
-                    // Of the last pixel a padded copy is read, since `c4 · 4` bytes may reach over the input's end.
-                    match pixel == last_pixel {
-                        true => self.last,
-                        // SAFETY: pixel < batch · h · w, the input's length in pixels of `c` bytes.
-                        false => unsafe { self.input.add(pixel * c) },
+                    let at = pixel * c;
+                    // Near the end a padded copy is read, since `c4 · 4` bytes may reach over it: those of the last
+                    // pixel, and with one channel those of the last three.
+                    match at + self.c4 * 4 > len {
+                        // SAFETY: `tail_start <= at < len`, and `c4 · 4` bytes follow every such place in the copy.
+                        true => unsafe { self.tail.add(at - self.tail_start) },
+                        // SAFETY: `at + c4 · 4` bytes are inside the input.
+                        false => unsafe { self.input.add(at) },
                     }
                 } else {
                     self.zeros
@@ -311,15 +318,14 @@ impl Pixels {
     }
 }
 
-/// A padded copy of the input's last pixel.
-fn fill_last_pixel(last: &mut [i32], input: Input, c: usize) {
-    let byte = |channel: usize| match input {
-        Input::U8(data) => data[data.len() - c + channel],
-        Input::I8(data) => data[data.len() - c + channel] as u8,
+/// A copy of the input from byte `start` on, and zeros behind it.
+fn fill_tail(tail: &mut [i32], input: Input, start: usize) {
+    let byte = |at: usize| match input {
+        Input::U8(data) => data.get(at).copied().unwrap_or(0),
+        Input::I8(data) => data.get(at).map_or(0, |&value| value as u8),
     };
-    for (group, word) in last.iter_mut().enumerate() {
-        let four = [0, 1, 2, 3].map(|lane| if group * 4 + lane < c { byte(group * 4 + lane) } else { 0 });
-        *word = i32::from_ne_bytes(four);
+    for (group, word) in tail.iter_mut().enumerate() {
+        *word = i32::from_ne_bytes([0, 1, 2, 3].map(|lane| byte(start + group * 4 + lane)));
     }
 }
 
