@@ -1,5 +1,6 @@
 //! Training of semantic-segmentation networks with integers only.
 #![forbid(unsafe_code)]
+#![deny(clippy::float_arithmetic)]
 
 pub mod bench;
 pub mod buffers;

@@ -70,3 +70,45 @@ impl Operator for GlobalAveragePool {
         vec![Some(Tensor::i16(shape, exponent, out))]
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::float_arithmetic, reason = "tests compare with the real-valued mean")]
+mod tests {
+    use super::*;
+    use crate::buffers::Buffers;
+    use crate::ops::Bits;
+    use intseg_kernels::Context;
+
+    #[test]
+    fn means_and_their_adjoint_are_those_of_reals() {
+        let buffers = Buffers::default();
+        let step = Step {
+            kernels: Context::reference(),
+            bits: Bits::default(),
+            buffers: &buffers,
+            seed: 0,
+            number: 0,
+            node: 0,
+        };
+        let shape = Shape::new(2, 5, 7, 3);
+        let input = Tensor::u8(shape, -4, (0..shape.len()).map(|i| (i * 37 % 251) as u8).collect());
+        let out = GlobalAveragePool.forward(&step, &[&input]);
+        for (i, mean) in out.to_i64().iter().enumerate() {
+            let values = input.to_i64()[i / 3 * 105..][..105].iter().skip(i % 3).step_by(3).sum::<i64>();
+            let (want, got) = (values as f64 / 35.0 / 16.0, *mean as f64 * 2f64.powi(out.exponent));
+            assert!((got - want).abs() <= 0.51 * 2f64.powi(out.exponent), "{got} {want}");
+        }
+        for error in [
+            Tensor::i8(out.shape, 2, vec![127, -5, 0, 1, 99, -127]),
+            Tensor::i16(out.shape, -6, vec![32_512, 3, -9000, 1, 0, 7]),
+        ] {
+            let want: Vec<f64> = error.to_i64().iter().map(|&e| e as f64 * 2f64.powi(error.exponent) / 35.0).collect();
+            let back = GlobalAveragePool.backward(&step, &[&input], &out, error, &[true]).remove(0).expect("an error");
+            let unit = 2f64.powi(back.exponent);
+            for (i, v) in back.to_i64().iter().enumerate() {
+                let want = want[i / 105 * 3 + i % 3];
+                assert!((*v as f64 * unit - want).abs() <= 0.005 * want.abs() + unit, "{v} {want}");
+            }
+        }
+    }
+}

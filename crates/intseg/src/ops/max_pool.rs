@@ -91,3 +91,42 @@ impl Operator for MaxPool {
         vec![Some(part)]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffers::Buffers;
+    use crate::ops::Bits;
+    use intseg_kernels::Context;
+
+    #[test]
+    fn errors_go_back_to_the_winners_in_both_widths_with_and_without_overlap() {
+        let buffers = Buffers::default();
+        let step = Step {
+            kernels: Context::reference(),
+            bits: Bits::default(),
+            buffers: &buffers,
+            seed: 0,
+            number: 0,
+            node: 0,
+        };
+        let shape = Shape::new(1, 3, 3, 1);
+        let input = Tensor::u8(shape, -5, vec![1, 2, 3, 4, 9, 4, 3, 2, 1]);
+        let halves = PoolSpec { kernel: [2; 2], stride: [2; 2], padding: [0; 2], ceil: true };
+        let overlapping = PoolSpec { stride: [1; 2], ceil: false, ..halves };
+        for (spec, maxima, back) in [
+            (halves, vec![9, 4, 3, 1], vec![0, 0, 0, 0, 10, 20, 30, 0, 40]),
+            (overlapping, vec![9, 9, 9, 9], vec![0, 0, 0, 0, 100, 0, 0, 0, 0]),
+        ] {
+            let mut pool = MaxPool::new(spec);
+            let out = pool.forward(&step, &[&input]);
+            assert_eq!((out.exponent, out.to_i64()), (-5, maxima));
+            let narrow = Tensor::i8(out.shape, -3, vec![10, 20, 30, 40]);
+            let wide = Tensor::i16(out.shape, -3, vec![10, 20, 30, 40]);
+            for error in [narrow, wide] {
+                let part = pool.backward(&step, &[&input], &out, error, &[true]).remove(0).expect("an error");
+                assert_eq!((part.exponent, part.to_i64()), (-3, back.clone()));
+            }
+        }
+    }
+}

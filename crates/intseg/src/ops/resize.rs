@@ -117,3 +117,47 @@ impl Operator for ResizeLike {
         vec![Some(part), None]
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::float_arithmetic, reason = "tests compare with the real-valued adjoint")]
+mod tests {
+    use super::*;
+    use crate::buffers::Buffers;
+    use crate::ops::Bits;
+    use intseg_kernels::{Context, Dither};
+
+    #[test]
+    fn backward_is_the_adjoint_of_forward_for_any_ratio() {
+        let buffers = Buffers::default();
+        let step = Step {
+            kernels: Context::reference(),
+            bits: Bits::default(),
+            buffers: &buffers,
+            seed: 0,
+            number: 0,
+            node: 0,
+        };
+        let bits = Dither::new(2, 0, 0, Role::Scene);
+        for (from, to) in [([4, 6], [8, 12]), ([5, 7], [13, 11]), ([1, 1], [6, 5]), ([9, 8], [4, 3])] {
+            for align_corners in [false, true] {
+                let input = Shape::new(2, from[0], from[1], 3);
+                let like = Tensor::i16(Shape::new(2, to[0], to[1], 1), 0, vec![0; 2 * to[0] * to[1]]);
+                let x = Tensor::i16(input, -8, (0..input.len()).map(|i| (bits.at(i) as i32 >> 17) as i16).collect());
+                let mut resize = ResizeLike::new(align_corners);
+                let out = resize.forward(&step, &[&x, &like]);
+                let e = (0..out.shape.len()).map(|i| (bits.at(90_000 + i) as i32 >> 17) as i16).collect();
+                let e = Tensor::i16(out.shape, -10, e);
+                let value =
+                    |t: &Tensor| t.to_i64().iter().map(|&m| m as f64 * 2f64.powi(t.exponent)).collect::<Vec<_>>();
+                let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+                let forward = dot(&value(&out), &value(&e));
+                let size = dot(&value(&out), &value(&out)).sqrt() * dot(&value(&e), &value(&e)).sqrt();
+                let parts = resize.backward(&step, &[&x, &like], &out, e, &[true, false]);
+                assert!(parts[1].is_none(), "the size alone is read of the second input");
+                let back = parts[0].as_ref().expect("an error");
+                let adjoint = dot(&value(&x), &value(back));
+                assert!((forward - adjoint).abs() < 1e-3 * size, "{from:?} {to:?}: {forward} {adjoint}");
+            }
+        }
+    }
+}
