@@ -165,9 +165,11 @@ pub(crate) fn run<K: MicroKernel, S: Store>(
         ctx.pool.run(groups * chunks, &|task, _| {
             let (first_panel, first_tile) = (task / chunks * group, task % chunks * chunk);
             let panels = first_panel..(first_panel + group).min(panels);
+            // One table for all tiles of the task: clearing it for each would cost as much as a thin layer's tile.
+            let mut taps = [Tap { index: 0, sources: [job.zeros; MAX_MR] }; MAX_TAPS];
             for tile in first_tile..(first_tile + chunk).min(tiles) {
                 // SAFETY: tasks cover disjoint tiles or disjoint panels, so no two store to the same place.
-                unsafe { job.tile(kernel, store, &phase, tile, panels.clone()) };
+                unsafe { job.tile(kernel, store, &phase, tile, panels.clone(), &mut taps) };
             }
         });
     }
@@ -185,15 +187,15 @@ impl Job<'_> {
         phase: &Phase,
         tile: usize,
         panels: core::ops::Range<usize>,
+        taps: &mut [Tap; MAX_TAPS],
     ) {
         let [.., target] = self.plan.target();
         let pixels = Pixels::new(self.plan, phase, tile * K::MR, K::MR);
         let mut sums = Sums([0; MAX_TILE]);
         let sums = &mut sums.0[..K::MR * K::NR];
-        let mut taps = [Tap { index: 0, sources: [self.zeros; MAX_MR] }; MAX_TAPS];
         // With few taps, and that is all but kernels beyond 8 × 8, one table serves all panels.
         let all = self.plan.taps();
-        let mut gathered = Gathered { taps: &mut taps, len: 0, corrections: [0; MAX_MR] };
+        let mut gathered = Gathered { taps, len: 0, mr: K::MR, corrections: [0; MAX_MR] };
         let single = all <= MAX_TAPS;
         if single {
             self.gather(&pixels, phase, 0..all, &mut gathered);
@@ -229,28 +231,46 @@ impl Job<'_> {
         for tap in taps {
             let (Some(dy), Some(dx)) = (phase.source(0, tap / kw), phase.source(1, tap % kw)) else { continue };
             let slot = &mut gathered.taps[gathered.len];
-            let mut inside = false;
-            for m in 0..pixels.len {
-                let (y, x) = (pixels.y[m] + dy, pixels.x[m] + dx);
-                let valid = (y as usize) < h && (x as usize) < w;
-                slot.sources[m] = if valid {
+            let sources = &mut slot.sources[..gathered.mr];
+            let step = dy * w as isize + dx;
+            let interior = pixels.low[0] + dy >= 0
+                && pixels.low[1] + dx >= 0
+                && pixels.high[0] + dy < h as isize
+                && pixels.high[1] + dx < w as isize
+                && (pixels.last + step) as usize * c + self.c4 * 4 <= len;
+            let mut inside = interior;
+            if interior {
+                // Every pixel reads the image: its source is as far from that of tap 0 as everyone's.
+                for (source, &pixel) in sources.iter_mut().zip(&pixels.source) {
+                    *source = self.input.wrapping_offset((pixel + step) * c as isize);
+                }
+                if !self.pixel_sums.is_empty() {
+                    for (correction, &pixel) in gathered.corrections[..pixels.len].iter_mut().zip(&pixels.source) {
+                        *correction += self.pixel_sums[(pixel + step) as usize];
+                    }
+                }
+            } else {
+                for (m, source) in sources.iter_mut().enumerate() {
+                    let (y, x) = (pixels.y[m] + dy, pixels.x[m] + dx);
+                    if (y as usize) >= h || (x as usize) >= w {
+                        *source = self.zeros;
+                        continue;
+                    }
                     inside = true;
-                    let pixel = pixels.image[m] + y as usize * w + x as usize;
+                    let pixel = (pixels.source[m] + step) as usize;
                     if !self.pixel_sums.is_empty() {
                         gathered.corrections[m] += self.pixel_sums[pixel];
                     }
                     let at = pixel * c;
                     // Near the end a padded copy is read, since `c4 · 4` bytes may reach over it: those of the last
                     // pixel, and with one channel those of the last three.
-                    match at + self.c4 * 4 > len {
+                    *source = match at + self.c4 * 4 > len {
                         // SAFETY: `tail_start <= at < len`, and `c4 · 4` bytes follow every such place in the copy.
                         true => unsafe { self.tail.add(at - self.tail_start) },
                         // SAFETY: `at + c4 · 4` bytes are inside the input.
                         false => unsafe { self.input.add(at) },
-                    }
-                } else {
-                    self.zeros
-                };
+                    };
+                }
             }
             if inside {
                 slot.index = tap;
@@ -264,6 +284,8 @@ impl Job<'_> {
 struct Gathered<'a> {
     taps: &'a mut [Tap; MAX_TAPS],
     len: usize,
+    /// Pixels of a tile.
+    mr: usize,
     /// For each pixel, the sum of all input that its taps read.
     corrections: [i32; MAX_MR],
 }
@@ -279,13 +301,20 @@ impl Gathered<'_> {
     }
 }
 
-/// The pixels of a tile: where they are written, and where their tap at offset 0 reads.
+/// The pixels of a tile: where they are written, and where a tap at offset 0 reads. Places behind the last pixel repeat
+/// the first: they read something that exists, and are not written.
 struct Pixels {
     len: usize,
     out: [usize; MAX_MR],
-    image: [usize; MAX_MR],
+    /// Source row and column.
     y: [isize; MAX_MR],
     x: [isize; MAX_MR],
+    /// Source pixel, counted from the batch's start.
+    source: [isize; MAX_MR],
+    /// Smallest and largest row and column, and the largest source.
+    low: [isize; 2],
+    high: [isize; 2],
+    last: isize,
 }
 
 #[repr(align(64))]
@@ -298,14 +327,18 @@ impl Pixels {
         let [rows, columns] = phase.count;
         let total = plan.geometry.batch * rows * columns;
         let len = count.min(total - first);
-        let mut pixels = Pixels { len, out: [0; MAX_MR], image: [0; MAX_MR], y: [0; MAX_MR], x: [0; MAX_MR] };
+        let (mut out, mut ys, mut xs, mut source) = ([0; MAX_MR], [0; MAX_MR], [0; MAX_MR], [0; MAX_MR]);
+        let (mut low, mut high, mut last) = ([isize::MAX; 2], [isize::MIN; 2], 0);
         let (mut n, mut row, mut column) = (first / (rows * columns), first / columns % rows, first % columns);
         for m in 0..len {
-            let [y, x] = [phase.first[0] + row * phase.step[0], phase.first[1] + column * phase.step[1]];
-            pixels.out[m] = (n * out_h + y) * out_w + x;
-            pixels.image[m] = n * source_h * source_w;
-            pixels.y[m] = (row * phase.source_step[0]) as isize;
-            pixels.x[m] = (column * phase.source_step[1]) as isize;
+            let [to_y, to_x] = [phase.first[0] + row * phase.step[0], phase.first[1] + column * phase.step[1]];
+            let [y, x] = [(row * phase.source_step[0]) as isize, (column * phase.source_step[1]) as isize];
+            out[m] = (n * out_h + to_y) * out_w + to_x;
+            (ys[m], xs[m]) = (y, x);
+            source[m] = (n * source_h * source_w) as isize + y * source_w as isize + x;
+            low = [low[0].min(y), low[1].min(x)];
+            high = [high[0].max(y), high[1].max(x)];
+            last = source[m];
             column += 1;
             if column == columns {
                 (column, row) = (0, row + 1);
@@ -314,7 +347,10 @@ impl Pixels {
                 (row, n) = (0, n + 1);
             }
         }
-        pixels
+        for m in len..count {
+            (ys[m], xs[m], source[m]) = (ys[0], xs[0], source[0]);
+        }
+        Pixels { len, out, y: ys, x: xs, source, low, high, last }
     }
 }
 
