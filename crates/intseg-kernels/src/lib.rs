@@ -7,6 +7,27 @@
 //! Tensors are plain slices in `[N, H, W, C]` order; weights are `[KH, KW, C_in, C_out]`. The caller owns all memory,
 //! scratch included, and can ask beforehand how much a kernel needs. Work is split over a [`Pool`]; because integer
 //! sums do not depend on their order, results never depend on the number of threads.
+//!
+//! ```text
+//! u8 activations ─┐
+//!                 ├─ conv ─► i32 sums ─ batch_norm | requantize ─► u8 activations ─► …
+//! i8 weights ─────┘
+//! ```
+//!
+//! ```
+//! use intseg_kernels::{Context, Conv2d, Convolution, Direction, Input, Weights};
+//!
+//! // A 3 × 3 box filter of one channel over a 2 × 2 image, with a border of zeros.
+//! let [one, three] = [[1; 2], [3; 2]];
+//! let (stride, dilation, padding, kernel) = (one, one, one, three);
+//! let geometry = Conv2d { batch: 1, in_h: 2, in_w: 2, c_in: 1, c_out: 1, kernel, stride, dilation, padding };
+//! let plan = Convolution { geometry, direction: Direction::Forward, signed: false };
+//! let ctx = Context::reference();
+//! let (mut sums, mut scratch) = ([0; 4], vec![0; plan.scratch_len(ctx)]);
+//! let weights = Weights { raw: &[1; 9], packed: &[] };
+//! plan.run(ctx, &mut sums, Input::U8(&[1, 2, 3, 4]), weights, &mut scratch);
+//! assert_eq!(sums, [10; 4]);
+//! ```
 #![no_std]
 #![deny(clippy::float_arithmetic)]
 

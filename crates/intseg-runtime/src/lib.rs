@@ -7,6 +7,19 @@
 //! ```text
 //! bytes ─ Model::parse ─► Model ─ Plan::new(h, w) ─► sizes ─► Memory ─ load, execute ─► class map
 //! ```
+//!
+//! ```no_run
+//! use intseg_kernels::{Context, Inline, Isa};
+//! use intseg_runtime::Engine;
+//!
+//! # fn main() -> Result<(), Box<dyn core::error::Error>> {
+//! let mut engine = Engine::new(std::fs::read("best.iseg")?)?;
+//! let ctx = Context { isa: Isa::detect(), pool: &Inline };
+//! let (image, mut classes) = (vec![128; 3 * 360 * 480], vec![0; 360 * 480]);
+//! engine.run(ctx, [360, 480], &image, &mut classes)?;
+//! # Ok(())
+//! # }
+//! ```
 #![no_std]
 #![forbid(unsafe_code)]
 #![deny(clippy::float_arithmetic)]
