@@ -2,6 +2,8 @@
 
 use super::{Output, OutputData, Requantizer};
 use crate::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::avx512vnni::requantize::Channels;
 use crate::pool::Disjoint;
 use crate::round::half_even_i64;
 
@@ -69,16 +71,53 @@ impl<'a> Requantized<'a> {
         Requantized { isa, out, stride, offset, requantizer }
     }
 
-    /// Requantises one pixel's channels into `out`.
+    /// Requantises a tile's channels `first..first + channels` into `out`.
+    ///
+    /// # Safety
+    /// As [`Store::store`].
     #[inline(always)]
-    fn pixel<T>(&self, out: &mut [T], sums: &[i32], first: usize, narrow: impl Fn(i32) -> T) {
+    unsafe fn write<T>(&self, out: &Disjoint<T>, tile: &Tile, narrow: impl Fn(i32) -> T) {
+        let Tile { sums, row, pixels, first, channels } = *tile;
+        let place = |pixel: usize| pixel * self.stride + self.offset + first;
+        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
+        let mut done = 0;
+        #[cfg(target_arch = "x86_64")]
+        if let Isa::Avx512Vnni(_) = self.isa {
+            while done + 16 <= channels {
+                // SAFETY: an `Avx512Vnni` value exists only where the features were found.
+                let constants = unsafe { Channels::new(&self.requantizer, first + done) };
+                for (values, &pixel) in sums.chunks(row).zip(pixels) {
+                    let at = place(pixel) + done;
+                    // SAFETY: no other call names this pixel and these channels, as the caller promises.
+                    let out: &mut [T; 16] = unsafe { out.piece(at, at + 16) }.try_into().expect("16 results");
+                    let values = values[done..].first_chunk().expect("a row holds its channels");
+                    // SAFETY: as for the constants.
+                    *out = unsafe { constants.apply(values) }.map(&narrow);
+                }
+                done += 16;
+            }
+        }
         let Requantizer { multiplier, bias, shift, low, high } = self.requantizer;
-        let channels = first..first + out.len();
-        let parameters = multiplier[channels.clone()].iter().zip(&bias[channels.clone()]).zip(&shift[channels]);
-        for ((out, &sum), ((&multiplier, &bias), &shift)) in out.iter_mut().zip(sums).zip(parameters) {
-            *out = narrow(requantize(sum, multiplier, bias, shift, low, high));
+        let rest = first + done..first + channels;
+        for (values, &pixel) in sums.chunks(row).zip(pixels) {
+            let at = place(pixel);
+            // SAFETY: no other call names this pixel and these channels, as the caller promises.
+            let out = unsafe { out.piece(at + done, at + channels) };
+            let constants = multiplier[rest.clone()].iter().zip(&bias[rest.clone()]).zip(&shift[rest.clone()]);
+            for ((out, &sum), ((&multiplier, &bias), &shift)) in out.iter_mut().zip(&values[done..]).zip(constants) {
+                *out = narrow(requantize(sum, multiplier, bias, shift, low, high));
+            }
         }
     }
+}
+
+/// The arguments of [`Store::store`].
+struct Tile<'a> {
+    sums: &'a [i32],
+    row: usize,
+    pixels: &'a [usize],
+    first: usize,
+    channels: usize,
 }
 
 /// `clamp(half_even((sum · multiplier + bias) / 2^shift))`: the one requantisation of deployed models.
@@ -90,30 +129,16 @@ pub fn requantize(sum: i32, multiplier: i32, bias: i64, shift: u8, low: i32, hig
 
 impl Store for Requantized<'_> {
     unsafe fn store(&self, sums: &[i32], row: usize, pixels: &[usize], first: usize, channels: usize) {
+        let tile = Tile { sums, row, pixels, first, channels };
         self.isa.vectorize(
             #[inline(always)]
-            || {
-                for (values, pixel) in sums.chunks(row).zip(pixels) {
-                    let at = pixel * self.stride + self.offset + first;
-                    let values = &values[..channels];
-                    match &self.out {
-                        Narrow::U8(out) => {
-                            // SAFETY: no other call names this pixel and these channels, as the caller promises.
-                            let out = unsafe { out.piece(at, at + channels) };
-                            self.pixel(out, values, first, |v| v as u8)
-                        }
-                        Narrow::I8(out) => {
-                            // SAFETY: no other call names this pixel and these channels, as the caller promises.
-                            let out = unsafe { out.piece(at, at + channels) };
-                            self.pixel(out, values, first, |v| v as i8)
-                        }
-                        Narrow::I16(out) => {
-                            // SAFETY: no other call names this pixel and these channels, as the caller promises.
-                            let out = unsafe { out.piece(at, at + channels) };
-                            self.pixel(out, values, first, |v| v as i16)
-                        }
-                    }
-                }
+            || match &self.out {
+                // SAFETY: the caller's promise is handed on.
+                Narrow::U8(out) => unsafe { self.write(out, &tile, |v| v as u8) },
+                // SAFETY: the caller's promise is handed on.
+                Narrow::I8(out) => unsafe { self.write(out, &tile, |v| v as i8) },
+                // SAFETY: the caller's promise is handed on.
+                Narrow::I16(out) => unsafe { self.write(out, &tile, |v| v as i16) },
             },
         );
     }
