@@ -4,7 +4,7 @@
 //! (`intseg::ops::batch_norm`).
 
 use crate::pool::{Disjoint, for_each_piece};
-use crate::round::{half_even_i32, half_even_i64, stochastic_i32, stochastic_i64};
+use crate::round::{half_even_i32, half_even_i64, stochastic_i32, stochastic_i64, within};
 use crate::{Context, Dither};
 use core::ops::{Mul, Sub};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -199,7 +199,7 @@ impl Channel {
     pub fn normalize(&self, y: i32, coarse: u32) -> i32 {
         let d = (i64::from(y) << 8) - self.mean_q8;
         let x_hat = half_even_i64(d * self.reciprocal, self.shift + coarse);
-        (x_hat.clamp(-32_767 >> coarse, 32_767 >> coarse) << coarse) as i32
+        (within(x_hat, -32_767 >> coarse, 32_767 >> coarse) << coarse) as i32
     }
 
     /// `γ·x̂ + β` in units of 2^-23. Never overflows: |x̂| < 2^15, |γ| < 2^15, |β| < 2^26.
@@ -244,7 +244,7 @@ impl<T: Copy + Into<i32>, U, F: Fn(i32) -> U> Lanes for Normalization<'_, T, U, 
                 let x = channels[k].normalize(y[k].into(), self.rounding.coarse);
                 x_hat[k] = x as i16;
                 let z = half_even_i32(channels[k].scale(x), self.rounding.shift);
-                out[k] = (self.narrow)(z.clamp(self.rounding.low, self.rounding.high));
+                out[k] = (self.narrow)(within(z, self.rounding.low, self.rounding.high));
             }
         }
     }
@@ -360,7 +360,7 @@ impl Wide for i32 {
 
     #[inline(always)]
     fn stochastic(self, shift: u32, bits: u32, limit: i32) -> i32 {
-        stochastic_i32(self, shift, bits).clamp(-limit, limit)
+        within(stochastic_i32(self, shift, bits), -limit, limit)
     }
 }
 
@@ -374,7 +374,7 @@ impl Wide for i64 {
 
     #[inline(always)]
     fn stochastic(self, shift: u32, bits: u32, limit: i32) -> i32 {
-        stochastic_i64(self, shift, bits).clamp(-i64::from(limit), limit.into()) as i32
+        within(stochastic_i64(self, shift, bits), -i64::from(limit), limit.into()) as i32
     }
 }
 

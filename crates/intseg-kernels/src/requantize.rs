@@ -1,7 +1,7 @@
 //! Changing the width of whole tensors: maxima, rounding, sums of errors.
 
 use crate::pool::for_each_piece;
-use crate::round::{bit_length, half_even_i32, half_even_i64, stochastic_i32, stochastic_i64};
+use crate::round::{bit_length, half_even_i32, half_even_i64, stochastic_i32, stochastic_i64, within};
 use crate::{Context, Dither};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -80,7 +80,7 @@ fn bias_and_round<T: Send>(
             #[inline(always)]
             || {
                 for (out, sums) in out.chunks_mut(row).zip(sums.chunks(row)) {
-                    let round = |v: i32| narrow(half_even_i32(v, shift).clamp(low, high));
+                    let round = |v: i32| narrow(within(half_even_i32(v, shift), low, high));
                     match bias {
                         [] => out.iter_mut().zip(sums).for_each(|(out, &v)| *out = round(v)),
                         _ => out.iter_mut().zip(sums.iter().zip(bias)).for_each(|(out, (&v, &b))| *out = round(v + b)),
@@ -129,7 +129,7 @@ pub fn stochastic_i8(ctx: Context, out: &mut [i8], values: &[i16], shift: u32, l
             || {
                 for (i, (out, &value)) in out.iter_mut().zip(values).enumerate() {
                     let rounded = stochastic_i32(value.into(), shift, dither.at(piece * PIECE + i));
-                    *out = rounded.clamp(-i32::from(limit), limit.into()) as i8;
+                    *out = within(rounded, -i32::from(limit), limit.into()) as i8;
                 }
             },
         );
@@ -275,7 +275,7 @@ pub fn sum_to_nearest<T: Send>(
             || {
                 for_each_block(parts, from, from + out.len(), |at, sums| {
                     for (out, &v) in out[at - from..].iter_mut().zip(sums) {
-                        *out = narrow(half_even_i64(v, shift).clamp(low, high));
+                        *out = narrow(within(half_even_i64(v, shift), low, high));
                     }
                 });
             },
@@ -337,13 +337,13 @@ fn collect<T: Send>(
                 [Contribution::I32(values, 0)] => {
                     let limit = limit as i32;
                     for (i, (out, &v)) in out.iter_mut().zip(&values[from..]).enumerate() {
-                        let rounded = stochastic_i32(v, shift, dither.at(from + i)).clamp(-limit, limit);
+                        let rounded = within(stochastic_i32(v, shift, dither.at(from + i)), -limit, limit);
                         *out = narrow(rounded.into());
                     }
                 }
                 _ => for_each_block(parts, from, from + out.len(), |at, sums| {
                     for (i, (out, &v)) in out[at - from..].iter_mut().zip(sums).enumerate() {
-                        *out = narrow(stochastic_i64(v, shift, dither.at(at + i)).clamp(-limit, limit));
+                        *out = narrow(within(stochastic_i64(v, shift, dither.at(at + i)), -limit, limit));
                     }
                 }),
             },

@@ -48,6 +48,13 @@ pub fn divide_half_even(a: i64, b: i64) -> i64 {
     floor + (twice > b as i128 || (twice == b as i128 && floor & 1 == 1)) as i64
 }
 
+/// `value` held within `low..=high`. As `clamp`, without its panic on crossed bounds, which keeps loops from being
+/// vectorised.
+#[inline(always)]
+pub fn within<T: Ord>(value: T, low: T, high: T) -> T {
+    value.max(low).min(high)
+}
+
 /// Number of bits of `magnitude` (0 for 0): the integer that exponents are chosen from.
 #[inline(always)]
 pub fn bit_length(magnitude: u64) -> u32 {

@@ -5,7 +5,7 @@ use crate::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::avx512vnni::requantize::Channels;
 use crate::pool::Disjoint;
-use crate::round::half_even_i64;
+use crate::round::{half_even_i64, within};
 
 /// Takes finished sums. Implementations write to the pixels and channels that they are given and to no others.
 pub(crate) trait Store: Sync {
@@ -124,7 +124,7 @@ struct Tile<'a> {
 #[inline(always)]
 pub fn requantize(sum: i32, multiplier: i32, bias: i64, shift: u8, low: i32, high: i32) -> i32 {
     let product = i64::from(sum) * i64::from(multiplier) + bias;
-    half_even_i64(product, shift.into()).clamp(low.into(), high.into()) as i32
+    within(half_even_i64(product, shift.into()), low.into(), high.into()) as i32
 }
 
 impl Store for Requantized<'_> {
