@@ -1,0 +1,79 @@
+//! Requantisation, 16 channels at a time: exactly [`crate::conv::requantize`] in vector registers.
+
+use crate::conv::Requantizer;
+use core::arch::x86_64::{
+    __m512i, _mm_loadl_epi64, _mm256_loadu_si256, _mm512_add_epi64, _mm512_and_si512, _mm512_castsi256_si512,
+    _mm512_cvtepi32_epi64, _mm512_cvtepu8_epi64, _mm512_cvtsepi64_epi32, _mm512_inserti64x4, _mm512_loadu_si512,
+    _mm512_max_epi32, _mm512_min_epi32, _mm512_mul_epi32, _mm512_set1_epi32, _mm512_set1_epi64, _mm512_sllv_epi64,
+    _mm512_srav_epi64, _mm512_srli_epi64, _mm512_storeu_si512, _mm512_sub_epi64,
+};
+
+/// The constants of 16 neighbouring channels, as two halves of 64-bit lanes.
+#[derive(Clone, Copy)]
+pub(crate) struct Channels {
+    halves: [Half; 2],
+    low: __m512i,
+    high: __m512i,
+}
+
+#[derive(Clone, Copy)]
+struct Half {
+    multiplier: __m512i,
+    bias: __m512i,
+    shift: __m512i,
+    /// `2^shift − 1`.
+    mask: __m512i,
+    /// `2^shift / 2 − 1`.
+    below_half: __m512i,
+}
+
+impl Channels {
+    /// Channels `first..first + 16`.
+    ///
+    /// # Panics
+    /// When there are fewer.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub fn new(r: &Requantizer, first: usize) -> Self {
+        let half = |first: usize| {
+            let multiplier: &[i32; 8] = r.multiplier[first..].first_chunk().expect("eight channels");
+            let bias: &[i64; 8] = r.bias[first..].first_chunk().expect("eight channels");
+            let shift: &[u8; 8] = r.shift[first..].first_chunk().expect("eight channels");
+            // SAFETY: 32 bytes.
+            let multiplier = _mm512_cvtepi32_epi64(unsafe { _mm256_loadu_si256(multiplier.as_ptr().cast()) });
+            // SAFETY: 64 bytes.
+            let bias = unsafe { _mm512_loadu_si512(bias.as_ptr().cast()) };
+            // SAFETY: 8 bytes.
+            let shift = _mm512_cvtepu8_epi64(unsafe { _mm_loadl_epi64(shift.as_ptr().cast()) });
+            let one = _mm512_set1_epi64(1);
+            let unit = _mm512_sllv_epi64(one, shift);
+            let below_half = _mm512_sub_epi64(_mm512_srli_epi64::<1>(unit), one);
+            Half { multiplier, bias, shift, mask: _mm512_sub_epi64(unit, one), below_half }
+        };
+        let (low, high) = (_mm512_set1_epi32(r.low), _mm512_set1_epi32(r.high));
+        Channels { halves: [half(first), half(first + 8)], low, high }
+    }
+
+    /// Requantises 16 sums.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub fn apply(&self, sums: &[i32; 16]) -> [i32; 16] {
+        let [first, second] = [0, 1].map(|k| {
+            let sums: &[i32; 8] = sums[8 * k..].first_chunk().expect("16 sums");
+            let half = &self.halves[k];
+            // SAFETY: 32 bytes.
+            let sums = _mm512_cvtepi32_epi64(unsafe { _mm256_loadu_si256(sums.as_ptr().cast()) });
+            let x = _mm512_add_epi64(_mm512_mul_epi32(sums, half.multiplier), half.bias);
+            // To nearest, ties to even: what is added is half a unit, less one where the floor is even. The mask makes
+            // it 0 where nothing is dropped.
+            let odd = _mm512_and_si512(_mm512_srav_epi64(x, half.shift), _mm512_set1_epi64(1));
+            let up = _mm512_and_si512(_mm512_add_epi64(half.below_half, odd), half.mask);
+            // Saturation to 32 bits comes before a clamp that lies within them.
+            _mm512_cvtsepi64_epi32(_mm512_srav_epi64(_mm512_add_epi64(x, up), half.shift))
+        });
+        let values = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second);
+        let values = _mm512_min_epi32(_mm512_max_epi32(values, self.low), self.high);
+        let mut out = [0; 16];
+        // SAFETY: 64 bytes.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), values) };
+        out
+    }
+}
