@@ -3,6 +3,8 @@
 //! The bits of an element depend on seed, step, tensor, role and element index alone, never on the order in which
 //! elements are visited, so results are the same for any number of threads and after any interruption.
 
+use crate::vector::{LANES, Lanes, Vector};
+
 /// What random bits are used for. Two roles of one tensor draw independent bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -69,6 +71,25 @@ impl Dither {
         h ^ (h >> 16)
     }
 
+    /// The bits of elements `first..first + 16`.
+    #[inline(always)]
+    pub(crate) fn lanes<V: Vector>(self, first: usize) -> V {
+        const STEPS: Lanes = {
+            let mut steps = [0; LANES];
+            let mut k = 0;
+            while k < LANES {
+                steps[k] = (k as u32).wrapping_mul(0x9E37_79B9) as i32;
+                k += 1;
+            }
+            Lanes(steps)
+        };
+        let start = (first as u32).wrapping_mul(0x9E37_79B9).wrapping_add(self.k0);
+        let h = STEPS.get::<V>().add(V::splat(start as i32));
+        let h = h.xor(h.shr_unsigned(16)).mul(V::splat(0x7FEB_352D));
+        let h = h.xor(h.shr_unsigned(15)).add(V::splat(self.k1 as i32)).mul(V::splat(0x846C_A68Bu32 as i32));
+        h.xor(h.shr_unsigned(16))
+    }
+
     /// A random integer in `0..bound` of element `index` (0 when `bound` is 0).
     #[inline]
     pub const fn below(self, index: usize, bound: u32) -> u32 {
@@ -85,6 +106,15 @@ mod tests {
         // A change here changes every trained model: these values must never move.
         let d = Dither::new(1, 2, 3, Role::Gradient);
         assert_eq!([d.at(0), d.at(1), d.at(1 << 20)], [2653549067, 1893584679, 198395010]);
+    }
+
+    #[test]
+    fn lanes_hold_the_bits_of_neighbours() {
+        for first in [0, 5, 1 << 20, u32::MAX as usize - 7] {
+            let d = Dither::new(4, 5, 6, Role::Update);
+            let lanes: Lanes = d.lanes(first);
+            assert!((0..LANES).all(|k| lanes.0[k] as u32 == d.at(first + k)));
+        }
     }
 
     #[test]

@@ -56,6 +56,7 @@ pub mod sgd;
 pub mod softmax;
 #[cfg(test)]
 mod testing;
+pub mod vector;
 
 pub use conv::{Conv2d, Convolution, Direction, Input, Line, Output, OutputData, Requantizer, WeightGradient, Weights};
 pub use dither::{Dither, Role};

@@ -8,9 +8,12 @@
 use super::{Operator, Step};
 use crate::parameter::Parameter;
 use crate::tensor::{Mantissas, Shape, Tensor};
-use intseg_kernels::batch_norm::{self as kernels, Backward, Channel, Gradient, Rounding, Wide};
-use intseg_kernels::round::{bit_length, half_even_i64, stochastic_i64};
-use intseg_kernels::{Role, requantize};
+use intseg_kernels::batch_norm::{
+    self as kernels, Channel, ChannelGroup, ErrorStatistics, GradientGroup, Gradients, Rounding, wide,
+};
+use intseg_kernels::round::{bit_length, stochastic_i64};
+use intseg_kernels::vector::LANES;
+use intseg_kernels::{Dither, Role, requantize};
 
 /// √(π/2) in units of 2^-14: under it σ is the standard deviation of normally distributed values.
 const C_Q14: i64 = 20_534;
@@ -38,7 +41,9 @@ pub struct BatchNorm {
 /// What backward needs of forward.
 struct Saved {
     x_hat: Vec<i16>,
-    channels: Vec<Channel>,
+    constants: Vec<ChannelGroup>,
+    /// γ as used, in units of 2^-12.
+    gamma: Vec<i32>,
     /// σ of each channel in units of `2^(exponent − 8)`.
     sigma_q8: Vec<i64>,
     /// The input's exponent.
@@ -57,6 +62,7 @@ pub struct ChannelAffine {
 /// Statistics of one forward pass.
 struct Statistics {
     channels: Vec<Channel>,
+    gamma: Vec<i32>,
     sigma_q8: Vec<i64>,
     /// Smallest and largest γ·x̂ + β that occur, in units of 2^-23.
     ends: (i32, i32),
@@ -93,44 +99,34 @@ impl BatchNorm {
             .collect()
     }
 
-    fn statistics<T: Copy + Into<i32> + Sync>(&mut self, step: &Step, y: &[T], exponent: i32) -> Statistics {
+    fn statistics<T: kernels::Source>(&mut self, step: &Step, y: &[T], exponent: i32) -> Statistics {
         let (ctx, count) = (step.kernels, self.gamma.master.len());
         let n = (y.len() / count) as i64;
-        let mut partial = step.buffers.take_i64(3 * count * ctx.pool.threads());
-        kernels::statistics(ctx, &mut partial, y, count);
-        let ends: Vec<(i32, i32)> =
-            (0..count).map(|k| (partial[count + k] as i32, partial[2 * count + k] as i32)).collect();
-        let means: Vec<i64> = partial[..count].iter().map(|&sum| divide(sum << 8, n)).collect();
-        step.buffers.give_i64(partial);
-
-        let narrow = ends.iter().all(|&(min, max)| min > -(1 << 22) && max < 1 << 22);
-        let mut partial = step.buffers.take_i64(count * ctx.pool.threads());
-        kernels::absolute_deviations(ctx, &mut partial, y, &means, narrow);
-        let deviations: Vec<i64> = partial[..count].iter().map(|&sum| divide(sum, n)).collect();
-        step.buffers.give_i64(partial);
+        let mut scratch = step.buffers.take_i64(kernels::Statistics::scratch_len(ctx, count));
+        let statistics = kernels::statistics(ctx, &mut scratch, y, count);
+        let ends: Vec<(i32, i32)> = (0..count).map(|k| statistics.ends(k)).collect();
+        let means: Vec<i64> = (0..count).map(|k| divide(statistics.sum(k) << 8, n)).collect();
+        let deviations = kernels::absolute_deviations(ctx, &mut scratch, y, &means);
+        let deviations: Vec<i64> = deviations.iter().map(|&sum| divide(sum, n)).collect();
+        step.buffers.give_i64(scratch);
         self.track(step, &means, &deviations, exponent);
 
         // A deviation below 2^-10 is taken as 2^-10.
         let guard = 1i64 << (-10 - exponent + 8).clamp(0, 40);
         let sigma_q8: Vec<i64> = deviations.iter().map(|&s| ((s.max(guard) * C_Q14) >> 14).max(1)).collect();
+        let gamma: Vec<i32> = (0..count).map(|k| self.gamma.in_use_affine(k, step.bits.gamma)).collect();
+        let coarse = 16 - step.bits.bn_x;
         let channels: Vec<Channel> = (0..count)
             .map(|k| {
-                let (reciprocal, shift) = reciprocal(sigma_q8[k]);
-                Channel {
-                    mean_q8: means[k],
-                    reciprocal,
-                    shift,
-                    gamma: self.gamma.in_use_affine(k, step.bits.gamma),
-                    beta_q23: self.beta.in_use_affine(k, step.bits.beta) << (Z_BITS - 12),
-                }
+                let beta_q23 = self.beta.in_use_affine(k, step.bits.beta) << (Z_BITS - 12);
+                Channel::new(means[k], sigma_q8[k], gamma[k], beta_q23, coarse)
             })
             .collect();
         // γ·x̂ + β is monotone in y, so its extremes are those of y's.
-        let coarse = 16 - step.bits.bn_x;
         let z = |channel: &Channel, y: i32| channel.scale(channel.normalize(y, coarse));
         let ends = channels.iter().zip(&ends).flat_map(|(c, &(a, b))| [z(c, a), z(c, b)]);
         let ends = ends.fold((i32::MAX, i32::MIN), |(low, high), z| (low.min(z), high.max(z)));
-        Statistics { channels, sigma_q8, ends }
+        Statistics { channels, gamma, sigma_q8, ends }
     }
 
     /// Moves the running statistics towards a batch's.
@@ -150,22 +146,16 @@ impl BatchNorm {
         }
     }
 
-    fn forward_typed<T: Copy + Into<i32> + Sync>(
-        &mut self,
-        step: &Step,
-        y: &[T],
-        shape: Shape,
-        exponent: i32,
-    ) -> Tensor {
-        let Statistics { channels, sigma_q8, ends } = self.statistics(step, y, exponent);
+    fn forward_typed<T: kernels::Source>(&mut self, step: &Step, y: &[T], shape: Shape, exponent: i32) -> Tensor {
+        let Statistics { channels, gamma, sigma_q8, ends } = self.statistics(step, y, exponent);
+        let constants: Vec<ChannelGroup> = channels.chunks(LANES).map(ChannelGroup::new).collect();
         let mut x_hat = step.buffers.take_i16(y.len());
-        let coarse = 16 - step.bits.bn_x;
-        let ctx = step.kernels;
+        let (ctx, coarse) = (step.kernels, 16 - step.bits.bn_x);
         let out = if self.relu {
             let shift = requantize::shift_for(ends.1.max(0) as u64, step.bits.a);
             let rounding = Rounding { coarse, shift, low: 0, high: (1 << step.bits.a) - 1 };
             let mut out = step.buffers.take_u8(y.len());
-            kernels::normalize(ctx, &mut out, &mut x_hat, y, &channels, rounding, |v| v as u8);
+            kernels::normalize(ctx, &mut out, &mut x_hat, y, shape.c, &constants, rounding);
             Tensor::u8(shape, shift as i32 - Z_BITS, out)
         } else {
             let largest = ends.0.unsigned_abs().max(ends.1.unsigned_abs());
@@ -173,103 +163,172 @@ impl BatchNorm {
             let limit = (1 << (step.bits.residual - 1)) - 1;
             let rounding = Rounding { coarse, shift, low: -limit, high: limit };
             let mut out = step.buffers.take_i16(y.len());
-            kernels::normalize(ctx, &mut out, &mut x_hat, y, &channels, rounding, |v| v as i16);
+            kernels::normalize(ctx, &mut out, &mut x_hat, y, shape.c, &constants, rounding);
             Tensor::i16(shape, shift as i32 - Z_BITS, out)
         };
-        if let Some(old) = self.saved.replace(Saved { x_hat, channels, sigma_q8, exponent }) {
+        if let Some(old) = self.saved.replace(Saved { x_hat, constants, gamma, sigma_q8, exponent }) {
             step.buffers.give_i16(old.x_hat);
         }
         out
     }
 
-    fn backward_typed<E: Copy + Into<i32> + Into<i16> + Sync, W: Wide + TryFrom<i64>>(
+    /// Leaves the gradients of γ and β, and returns the coefficients of the gradient with respect to y.
+    fn differentiate(
+        &mut self,
+        step: &Step,
+        saved: &Saved,
+        statistics: ErrorStatistics,
+        positions: usize,
+        exponent: i32,
+        bits: [i32; 2],
+    ) -> Coefficients {
+        let count = saved.gamma.len();
+        let [mut beta, mut gamma] = [(); 2].map(|()| step.buffers.take_i64(count));
+        for k in 0..count {
+            (beta[k], gamma[k]) = (statistics.sum(k), statistics.product(k));
+        }
+        (self.beta.gradient, self.beta.gradient_exponent) = (beta, exponent);
+        (self.gamma.gradient, self.gamma.gradient_exponent) = (gamma, exponent - X_HAT_BITS);
+        Coefficients::new(saved, statistics, positions, bits)
+    }
+
+    fn backward_typed<E: kernels::Error>(
         &mut self,
         step: &Step,
         error: &[E],
         shape: Shape,
         exponent: i32,
+        write: impl Fn(&Gradients<E>, &[wide::Coefficients], Narrowing) -> Mantissas,
     ) -> Tensor {
         let saved = self.saved.take().expect("forward runs before backward");
-        let (ctx, count) = (step.kernels, saved.channels.len());
-        let mut partial = step.buffers.take_i64(3 * count * ctx.pool.threads());
-        kernels::error_statistics(ctx, &mut partial, error, &saved.x_hat, &saved.channels, self.relu);
-        for (parameter, sums, fraction) in
-            [(&mut self.beta, &partial[..count], 0), (&mut self.gamma, &partial[count..2 * count], X_HAT_BITS)]
-        {
-            parameter.gradient = step.buffers.take_i64(count);
-            parameter.gradient.copy_from_slice(sums);
-            parameter.gradient_exponent = exponent - fraction;
-        }
-        let (gradients, scale_exponent) = coefficients::<W>(&saved, &partial, error.len() / count);
-        step.buffers.give_i64(partial);
-        let pass =
-            Backward { error, x_hat: &saved.x_hat, channels: &saved.channels, gradients: &gradients, relu: self.relu };
-        let bits = step.bits.e2;
-        let shift = requantize::shift_for(pass.max_magnitude(ctx), bits - 1);
-        let exponent = exponent + scale_exponent + shift as i32;
-        let dither = step.dither(Role::ErrorAtConvolution, 0);
-        let limit = (1 << (bits - 1)) - 1;
-        let out = if bits > 8 {
-            let mut out = step.buffers.take_i16(error.len());
-            pass.write(ctx, &mut out, shift, limit, dither, |v| v as i16);
-            Tensor::i16(shape, exponent, out)
-        } else {
-            let mut out = step.buffers.take_i8(error.len());
-            pass.write(ctx, &mut out, shift, limit, dither, |v| v as i8);
-            Tensor::i8(shape, exponent, out)
+        let ctx = step.kernels;
+        let (x_hat, constants) = (&saved.x_hat, &saved.constants);
+        let operands = Gradients { error, x_hat, channels: shape.c, constants, relu: self.relu };
+        let mut scratch = step.buffers.take_i64(ErrorStatistics::scratch_len(ctx, shape.c));
+        let statistics = kernels::error_statistics(ctx, &mut scratch, &operands);
+        let bits = match (size_of::<E>(), step.bits.e2) {
+            (1, _) => 20,
+            (_, 0..=8) => 14,
+            _ => 40,
         };
+        let error_bits = 8 * size_of::<E>() as i32 - 1;
+        let coefficients =
+            self.differentiate(step, &saved, statistics, shape.positions(), exponent, [bits, error_bits]);
+        step.buffers.give_i64(scratch);
+        let shift = requantize::shift_for(coefficients.largest, step.bits.e2 - 1);
+        let limit = (1 << (step.bits.e2 - 1)) - 1;
+        let dither = step.dither(Role::ErrorAtConvolution, 0);
+        let mantissas = write(&operands, &coefficients.channels, Narrowing { shift, limit, dither });
         step.buffers.give_i16(saved.x_hat);
-        out
+        Tensor { shape, exponent: exponent + coefficients.exponent + shift as i32, mantissas }
     }
 }
 
-/// The coefficients of each channel's gradient, and the exponent that multiplying by them adds.
-///
-/// Their size is chosen so that a gradient fits the integers that it is computed in: 20 bits for the largest scale in
-/// 32 bits, 40 in 64.
-fn coefficients<W: Wide + TryFrom<i64>>(saved: &Saved, sums: &[i64], n: usize) -> (Vec<Gradient<W>>, i32) {
-    let count = saved.channels.len();
-    let bits = if size_of::<W>() == 4 { 20 } else { 40 };
-    let largest_sigma = saved.sigma_q8.iter().fold(1, |max: i64, &s| max.max(s));
-    // γ · 2^l / σ: 30 bits remain even of the largest σ's reciprocal.
-    let l = 30 + bit_length(largest_sigma as u64) as i32;
-    let scales: Vec<i128> = saved
-        .channels
-        .iter()
-        .zip(&saved.sigma_q8)
-        .map(|(channel, &sigma)| (i128::from(channel.gamma) << l) / i128::from(sigma))
-        .collect();
-    let largest = scales.iter().fold(0, |max: u128, s| max.max(s.unsigned_abs()));
-    let drop = (128 - largest.leading_zeros() as i32 - bits).max(0);
-    let n = n as i128;
-    let limit = 1i128 << (bits + 9 + if bits == 40 { 9 } else { 0 });
-    let gradients = (0..count)
-        .map(|k| {
-            let scale = scales[k] >> drop;
-            let [e, product, sign] = [0, 1, 2].map(|part| i128::from(sums[part * count + k]));
-            // c · mean(e·x̂), and mean(e) − mean(s) times that, over common denominators.
-            let slope = scale * product * i128::from(C_Q14) / (n << (14 + X_HAT_BITS));
-            let offset = scale * e / n - slope * sign / n;
-            let narrow =
-                |v: i128| W::try_from(v.clamp(-limit, limit) as i64).unwrap_or_else(|_| unreachable!("clamped to fit"));
-            Gradient { scale: narrow(scale), offset: narrow(offset), slope: narrow(slope) }
-        })
-        .collect();
-    // γ has 12 fractional bits, σ 8 below the input's exponent.
-    (gradients, drop - l - 12 + 8 - saved.exponent)
+/// How a gradient is brought to the bits of E2.
+struct Narrowing {
+    shift: u32,
+    limit: i32,
+    dither: Dither,
+}
+
+impl Narrowing {
+    /// Writes a gradient that 32-bit arithmetic holds.
+    fn write<E: kernels::Error>(
+        &self,
+        step: &Step,
+        operands: &Gradients<E>,
+        coefficients: &[wide::Coefficients],
+    ) -> Mantissas {
+        let Narrowing { shift, limit, dither } = *self;
+        let groups: Vec<GradientGroup> = coefficients.chunks(LANES).map(group).collect();
+        if step.bits.e2 > 8 {
+            let mut out = step.buffers.take_i16(operands.error.len());
+            kernels::gradient(step.kernels, &mut out, operands, &groups, shift, limit, dither);
+            return Mantissas::I16(out);
+        }
+        let mut out = step.buffers.take_i8(operands.error.len());
+        kernels::gradient(step.kernels, &mut out, operands, &groups, shift, limit, dither);
+        Mantissas::I8(out)
+    }
+
+    /// Writes a 16-bit gradient of a 16-bit error, or a narrower one.
+    fn write_wide(&self, step: &Step, operands: &Gradients<i16>, coefficients: &[wide::Coefficients]) -> Mantissas {
+        if step.bits.e2 <= 8 {
+            return self.write(step, operands, coefficients);
+        }
+        let Narrowing { shift, limit, dither } = *self;
+        let mut out = step.buffers.take_i16(operands.error.len());
+        wide::gradient(step.kernels, &mut out, operands, coefficients, shift, limit, dither);
+        Mantissas::I16(out)
+    }
+}
+
+/// The gradient with respect to y.
+struct Coefficients {
+    /// One a channel.
+    channels: Vec<wide::Coefficients>,
+    /// The exponent that multiplying by them adds.
+    exponent: i32,
+    /// The largest magnitude of the gradient.
+    largest: u64,
+}
+
+impl Coefficients {
+    /// The largest scale gets `bits` bits, chosen so that a gradient fits the integers that it is computed in: with the
+    /// bits of the errors fewer than 30 for 32-bit arithmetic, 56 for 64.
+    fn new(saved: &Saved, statistics: ErrorStatistics, positions: usize, [bits, error_bits]: [i32; 2]) -> Self {
+        let largest_sigma = saved.sigma_q8.iter().fold(1, |max: i64, &s| max.max(s));
+        // γ · 2^l / σ: 30 bits remain even of the largest σ's reciprocal.
+        let l = 30 + bit_length(largest_sigma as u64) as i32;
+        let scales: Vec<i128> = saved
+            .gamma
+            .iter()
+            .zip(&saved.sigma_q8)
+            .map(|(&gamma, &sigma)| (i128::from(gamma) << l) / i128::from(sigma))
+            .collect();
+        let largest = scales.iter().fold(0, |max: u128, s| max.max(s.unsigned_abs()));
+        let drop = (128 - largest.leading_zeros() as i32 - bits).max(0);
+        let n = positions as i128;
+        let limit = 1i128 << (bits + error_bits + 1);
+        let channels: Vec<wide::Coefficients> = scales
+            .iter()
+            .enumerate()
+            .map(|(k, scale)| {
+                let scale = scale >> drop;
+                let [e, product] = [statistics.sum(k), statistics.product(k)].map(i128::from);
+                let signs = i128::from(2 * statistics.positive(k)) - n;
+                // c · mean(e·x̂), and mean(e) − mean(s) times that, over common denominators.
+                let slope = scale * product * i128::from(C_Q14) / (n << (14 + X_HAT_BITS));
+                let offset = scale * e / n - slope * signs / n;
+                let narrow = |v: i128| v.clamp(-limit, limit) as i64;
+                wide::Coefficients { scale: narrow(scale), offsets: [slope, -slope].map(|s| narrow(offset + s)) }
+            })
+            .collect();
+        let largest = channels.iter().enumerate().flat_map(|(k, c)| {
+            let sides = [c.offsets[0], c.offsets[0], c.offsets[1], c.offsets[1]];
+            let ends = statistics.extremes(k).into_iter().zip(sides);
+            ends.map(|(e, offset)| (c.scale * e - offset).unsigned_abs())
+        });
+        let largest = largest.max().unwrap_or(0);
+        // γ has 12 fractional bits, σ 8 below the input's exponent.
+        Coefficients { channels, exponent: drop - l - 12 + 8 - saved.exponent, largest }
+    }
+}
+
+/// The coefficients of up to 16 channels, which fit 32 bits.
+fn group(channels: &[wide::Coefficients]) -> GradientGroup {
+    let mut group = GradientGroup::default();
+    for (k, c) in channels.iter().enumerate() {
+        group.scale.0[k] = c.scale as i32;
+        group.offset_positive.0[k] = c.offsets[0] as i32;
+        group.offset_negative.0[k] = c.offsets[1] as i32;
+    }
+    group
 }
 
 /// `a / b` to nearest.
 fn divide(a: i64, b: i64) -> i64 {
     intseg_kernels::round::divide_half_even(a, b)
-}
-
-/// `(2^31 / m, shift)` for `sigma = m · 2^k` with a 16-bit `m`, such that `d · reciprocal >> shift` is `d / sigma`
-/// with 11 fractional bits.
-fn reciprocal(sigma: i64) -> (i64, u32) {
-    let k = bit_length(sigma as u64) as i32 - 16;
-    let mantissa = if k >= 0 { half_even_i64(sigma, k as u32) } else { sigma << -k };
-    ((1 << 31) / mantissa, (31 + k - X_HAT_BITS).clamp(0, 46) as u32)
 }
 
 impl Operator for BatchNorm {
@@ -284,8 +343,12 @@ impl Operator for BatchNorm {
 
     fn backward(&mut self, step: &Step, _: &[&Tensor], _: &Tensor, error: Tensor, _: &[bool]) -> Vec<Option<Tensor>> {
         let gradient = match &error.mantissas {
-            Mantissas::I8(e) => self.backward_typed::<i8, i32>(step, e, error.shape, error.exponent),
-            Mantissas::I16(e) => self.backward_typed::<i16, i64>(step, e, error.shape, error.exponent),
+            Mantissas::I8(e) => {
+                self.backward_typed(step, e, error.shape, error.exponent, |o, c, n| n.write(step, o, c))
+            }
+            Mantissas::I16(e) => {
+                self.backward_typed(step, e, error.shape, error.exponent, |o, c, n| n.write_wide(step, o, c))
+            }
             other => unreachable!("errors have 8 or 16 bits, not {other:?}"),
         };
         step.buffers.give(error);

@@ -1,0 +1,177 @@
+//! The vector of AVX2: two registers.
+//!
+//! Values exist only inside [`crate::Isa::run_loop`], which makes them on machines that have the instructions: that is
+//! the safety of every block here.
+
+use super::{LANES, Vector};
+use core::arch::x86_64::{
+    __m256i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_packs_epi16, _mm_packus_epi16, _mm_srli_si128, _mm_storeu_si128,
+    _mm256_add_epi32, _mm256_and_si256, _mm256_blendv_epi8, _mm256_castsi256_si128, _mm256_cmpgt_epi32,
+    _mm256_cvtepi8_epi32, _mm256_cvtepi16_epi32, _mm256_cvtepu8_epi32, _mm256_extracti128_si256, _mm256_loadu_si256,
+    _mm256_max_epi32, _mm256_min_epi32, _mm256_mullo_epi32, _mm256_packs_epi32, _mm256_permute4x64_epi64,
+    _mm256_set1_epi32, _mm256_sll_epi32, _mm256_sra_epi32, _mm256_srav_epi32, _mm256_srl_epi32, _mm256_storeu_si256,
+    _mm256_sub_epi32, _mm256_xor_si256,
+};
+
+/// Sixteen lanes: the first eight, the last eight.
+#[derive(Clone, Copy)]
+pub(crate) struct Vector256(__m256i, __m256i);
+
+impl Vector for Vector256 {
+    /// All bits of a lane, or none.
+    type Mask = Vector256;
+
+    #[inline(always)]
+    fn splat(value: i32) -> Self {
+        // SAFETY: the instructions are there (see above).
+        let all = unsafe { _mm256_set1_epi32(value) };
+        Self(all, all)
+    }
+    #[inline(always)]
+    fn load_i32(from: &[i32; LANES]) -> Self {
+        // SAFETY: the instructions are there, and 64 bytes.
+        unsafe {
+            let from = from.as_ptr().cast::<__m256i>();
+            Self(_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1)))
+        }
+    }
+    #[inline(always)]
+    fn load_i16(from: &[i16; LANES]) -> Self {
+        // SAFETY: the instructions are there, and 32 bytes.
+        unsafe {
+            let all = _mm256_loadu_si256(from.as_ptr().cast());
+            let (first, last) = (_mm256_castsi256_si128(all), _mm256_extracti128_si256::<1>(all));
+            Self(_mm256_cvtepi16_epi32(first), _mm256_cvtepi16_epi32(last))
+        }
+    }
+    #[inline(always)]
+    fn load_i8(from: &[i8; LANES]) -> Self {
+        // SAFETY: the instructions are there, and 16 bytes.
+        unsafe {
+            let all = _mm_loadu_si128(from.as_ptr().cast());
+            Self(_mm256_cvtepi8_epi32(all), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(all)))
+        }
+    }
+    #[inline(always)]
+    fn load_u8(from: &[u8; LANES]) -> Self {
+        // SAFETY: the instructions are there, and 16 bytes.
+        unsafe {
+            let all = _mm_loadu_si128(from.as_ptr().cast());
+            Self(_mm256_cvtepu8_epi32(all), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(all)))
+        }
+    }
+    #[inline(always)]
+    fn store_i32(self, to: &mut [i32; LANES]) {
+        // SAFETY: the instructions are there, and 64 bytes.
+        unsafe {
+            let to = to.as_mut_ptr().cast::<__m256i>();
+            _mm256_storeu_si256(to, self.0);
+            _mm256_storeu_si256(to.add(1), self.1);
+        }
+    }
+    #[inline(always)]
+    fn store_i16(self, to: &mut [i16; LANES]) {
+        // SAFETY: the instructions are there, and 32 bytes.
+        unsafe {
+            // Packing interleaves the registers' halves.
+            let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(self.0, self.1));
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), packed);
+        }
+    }
+    #[inline(always)]
+    fn store_i8(self, to: &mut [i8; LANES]) {
+        // SAFETY: the instructions are there, and 16 bytes.
+        unsafe {
+            let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(self.0, self.1));
+            let packed = _mm_packs_epi16(_mm256_castsi256_si128(packed), _mm256_extracti128_si256::<1>(packed));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), packed);
+        }
+    }
+    #[inline(always)]
+    fn store_u8(self, to: &mut [u8; LANES]) {
+        // SAFETY: the instructions are there, and 16 bytes.
+        unsafe {
+            let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(self.0, self.1));
+            let packed = _mm_packus_epi16(_mm256_castsi256_si128(packed), _mm256_extracti128_si256::<1>(packed));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), packed);
+        }
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: the instructions are there (see above).
+        unsafe { Self(_mm256_add_epi32(self.0, other.0), _mm256_add_epi32(self.1, other.1)) }
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        // SAFETY: the instructions are there (see above).
+        unsafe { Self(_mm256_sub_epi32(self.0, other.0), _mm256_sub_epi32(self.1, other.1)) }
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        // SAFETY: the instructions are there (see above).
+        unsafe { Self(_mm256_mullo_epi32(self.0, other.0), _mm256_mullo_epi32(self.1, other.1)) }
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: the instructions are there (see above).
+        unsafe { Self(_mm256_min_epi32(self.0, other.0), _mm256_min_epi32(self.1, other.1)) }
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: the instructions are there (see above).
+        unsafe { Self(_mm256_max_epi32(self.0, other.0), _mm256_max_epi32(self.1, other.1)) }
+    }
+    #[inline(always)]
+    fn and(self, other: Self) -> Self {
+        // SAFETY: the instructions are there (see above).
+        unsafe { Self(_mm256_and_si256(self.0, other.0), _mm256_and_si256(self.1, other.1)) }
+    }
+    #[inline(always)]
+    fn xor(self, other: Self) -> Self {
+        // SAFETY: the instructions are there (see above).
+        unsafe { Self(_mm256_xor_si256(self.0, other.0), _mm256_xor_si256(self.1, other.1)) }
+    }
+    #[inline(always)]
+    fn shl(self, count: u32) -> Self {
+        // SAFETY: the instructions are there (see above).
+        unsafe {
+            let count = _mm_cvtsi32_si128(count as i32);
+            Self(_mm256_sll_epi32(self.0, count), _mm256_sll_epi32(self.1, count))
+        }
+    }
+    #[inline(always)]
+    fn shr(self, count: u32) -> Self {
+        // SAFETY: the instructions are there (see above).
+        unsafe {
+            let count = _mm_cvtsi32_si128(count as i32);
+            Self(_mm256_sra_epi32(self.0, count), _mm256_sra_epi32(self.1, count))
+        }
+    }
+    #[inline(always)]
+    fn shr_unsigned(self, count: u32) -> Self {
+        // SAFETY: the instructions are there (see above).
+        unsafe {
+            let count = _mm_cvtsi32_si128(count as i32);
+            Self(_mm256_srl_epi32(self.0, count), _mm256_srl_epi32(self.1, count))
+        }
+    }
+    #[inline(always)]
+    fn shr_each(self, counts: Self) -> Self {
+        // SAFETY: the instructions are there (see above).
+        unsafe { Self(_mm256_srav_epi32(self.0, counts.0), _mm256_srav_epi32(self.1, counts.1)) }
+    }
+    #[inline(always)]
+    fn greater(self, other: Self) -> Self::Mask {
+        // SAFETY: the instructions are there (see above).
+        unsafe { Self(_mm256_cmpgt_epi32(self.0, other.0), _mm256_cmpgt_epi32(self.1, other.1)) }
+    }
+    #[inline(always)]
+    fn keep(self, mask: Self::Mask) -> Self {
+        self.and(mask)
+    }
+    #[inline(always)]
+    fn or_else(self, mask: Self::Mask, other: Self) -> Self {
+        // SAFETY: the instructions are there (see above).
+        unsafe { Self(_mm256_blendv_epi8(other.0, self.0, mask.0), _mm256_blendv_epi8(other.1, self.1, mask.1)) }
+    }
+}

@@ -1,0 +1,308 @@
+//! Sixteen 32-bit lanes: what element-wise loops are written in.
+//!
+//! A loop over a tensor is written once over [`Vector`] and becomes code of each instruction set. A compiler's own
+//! vectorisation gives up on loops with many streams or lanes that differ in their constants; this does not.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use crate::Isa;
+
+/// Lanes of a [`Vector`].
+pub const LANES: usize = 16;
+
+/// One value a lane, in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Lanes(pub [i32; LANES]);
+
+/// Sixteen signed 32-bit integers. Arithmetic wraps.
+pub(crate) trait Vector: Copy {
+    /// One truth value a lane.
+    type Mask: Copy;
+
+    fn splat(value: i32) -> Self;
+    fn load_i32(from: &[i32; LANES]) -> Self;
+    fn load_i16(from: &[i16; LANES]) -> Self;
+    fn load_i8(from: &[i8; LANES]) -> Self;
+    fn load_u8(from: &[u8; LANES]) -> Self;
+    fn store_i32(self, to: &mut [i32; LANES]);
+    /// Every lane must fit 16 bits, as for the other narrow stores.
+    fn store_i16(self, to: &mut [i16; LANES]);
+    fn store_i8(self, to: &mut [i8; LANES]);
+    fn store_u8(self, to: &mut [u8; LANES]);
+    fn add(self, other: Self) -> Self;
+    fn sub(self, other: Self) -> Self;
+    /// The low 32 bits.
+    fn mul(self, other: Self) -> Self;
+    fn min(self, other: Self) -> Self;
+    fn max(self, other: Self) -> Self;
+    fn and(self, other: Self) -> Self;
+    fn xor(self, other: Self) -> Self;
+    /// Left by `count`, 0..=31.
+    fn shl(self, count: u32) -> Self;
+    /// Right by `count`, 0..=31, copies of the sign moving in.
+    fn shr(self, count: u32) -> Self;
+    /// Right by `count`, 0..=31, zeros moving in.
+    fn shr_unsigned(self, count: u32) -> Self;
+    /// Right by a count a lane, 0..=31, copies of the sign moving in.
+    fn shr_each(self, counts: Self) -> Self;
+    /// Where `self > other`.
+    fn greater(self, other: Self) -> Self::Mask;
+    /// `self` where the mask holds, 0 elsewhere.
+    fn keep(self, mask: Self::Mask) -> Self;
+    /// `self` where the mask holds, `other` elsewhere.
+    fn or_else(self, mask: Self::Mask, other: Self) -> Self;
+
+    /// `self / 2^shift` to nearest, ties to even. `shift` is 0..=31; `|self|` and half a unit together must fit.
+    #[inline(always)]
+    fn half_even(self, shift: u32) -> Self {
+        let unit = 1i64 << shift;
+        // Half a unit, less one where the floor is even; 0 where nothing is dropped.
+        let below_half = Self::splat(((unit >> 1) - 1) as i32);
+        let odd = self.shr(shift).and(Self::splat(1));
+        let up = below_half.add(odd).and(Self::splat((unit - 1) as i32));
+        self.add(up).shr(shift)
+    }
+
+    /// [`crate::round::stochastic_i32`].
+    #[inline(always)]
+    fn stochastic(self, shift: u32, bits: Self) -> Self {
+        let mask = Self::splat(((1i64 << shift) - 1) as i32);
+        self.shr(shift).add(self.and(mask).add(bits.and(mask)).shr_unsigned(shift))
+    }
+
+    /// Held within `low..=high`.
+    #[inline(always)]
+    fn within(self, low: Self, high: Self) -> Self {
+        self.max(low).min(high)
+    }
+}
+
+/// A type that tensors hold their mantissas in.
+pub(crate) trait Element: Copy + Default + Send + Sync {
+    fn load<V: Vector>(from: &[Self; LANES]) -> V;
+    /// Every lane must fit.
+    fn store<V: Vector>(vector: V, to: &mut [Self; LANES]);
+}
+
+impl Element for i32 {
+    #[inline(always)]
+    fn load<V: Vector>(from: &[Self; LANES]) -> V {
+        V::load_i32(from)
+    }
+    #[inline(always)]
+    fn store<V: Vector>(vector: V, to: &mut [Self; LANES]) {
+        vector.store_i32(to);
+    }
+}
+
+impl Element for i16 {
+    #[inline(always)]
+    fn load<V: Vector>(from: &[Self; LANES]) -> V {
+        V::load_i16(from)
+    }
+    #[inline(always)]
+    fn store<V: Vector>(vector: V, to: &mut [Self; LANES]) {
+        vector.store_i16(to);
+    }
+}
+
+impl Element for i8 {
+    #[inline(always)]
+    fn load<V: Vector>(from: &[Self; LANES]) -> V {
+        V::load_i8(from)
+    }
+    #[inline(always)]
+    fn store<V: Vector>(vector: V, to: &mut [Self; LANES]) {
+        vector.store_i8(to);
+    }
+}
+
+impl Element for u8 {
+    #[inline(always)]
+    fn load<V: Vector>(from: &[Self; LANES]) -> V {
+        V::load_u8(from)
+    }
+    #[inline(always)]
+    fn store<V: Vector>(vector: V, to: &mut [Self; LANES]) {
+        vector.store_u8(to);
+    }
+}
+
+/// Elements `at..at + len` of a slice; lanes from `len` on hold 0.
+#[inline(always)]
+pub(crate) fn load<T: Element, V: Vector>(from: &[T], at: usize, len: usize) -> V {
+    let from = &from[at..];
+    match from.first_chunk() {
+        Some(whole) if len >= LANES => T::load(whole),
+        _ => {
+            let mut lanes = [T::default(); LANES];
+            lanes.iter_mut().zip(&from[..len]).for_each(|(lane, &value)| *lane = value);
+            T::load(&lanes)
+        }
+    }
+}
+
+/// Writes the first `len` lanes to `at..at + len`.
+#[inline(always)]
+pub(crate) fn store<T: Element, V: Vector>(vector: V, to: &mut [T], at: usize, len: usize) {
+    let to = &mut to[at..];
+    match to.first_chunk_mut() {
+        Some(whole) if len >= LANES => T::store(vector, whole),
+        _ => {
+            let mut lanes = [T::default(); LANES];
+            T::store(vector, &mut lanes);
+            to[..len].iter_mut().zip(lanes).for_each(|(to, lane)| *to = lane);
+        }
+    }
+}
+
+impl Lanes {
+    /// As a vector.
+    #[inline(always)]
+    pub(crate) fn get<V: Vector>(&self) -> V {
+        V::load_i32(&self.0)
+    }
+
+    /// From a vector.
+    #[inline(always)]
+    pub(crate) fn set<V: Vector>(&mut self, vector: V) {
+        vector.store_i32(&mut self.0);
+    }
+}
+
+/// A loop over vectors. `run` and all it calls must be `#[inline(always)]`.
+pub(crate) trait Loop {
+    /// What it returns.
+    type Output;
+    /// Runs it with the vectors of one instruction set.
+    fn run<V: Vector>(self) -> Self::Output;
+}
+
+impl Isa {
+    /// Runs a loop with this instruction set's vectors.
+    #[inline(always)]
+    pub(crate) fn run_loop<L: Loop>(self, body: L) -> L::Output {
+        self.vectorize(
+            #[inline(always)]
+            || match self {
+                Isa::Scalar => body.run::<Lanes>(),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2(_) => body.run::<avx2::Vector256>(),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512Vnni(_) => body.run::<avx512::Vector512>(),
+            },
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::round::{half_even_i32, stochastic_i32};
+    use crate::{Dither, Role};
+    use std::vec;
+    use std::vec::Vec;
+
+    /// Every operation, applied to 16 pairs.
+    struct All<'a>(&'a [i32; LANES], &'a [i32; LANES], u32);
+
+    impl Loop for All<'_> {
+        type Output = Vec<[i32; LANES]>;
+
+        #[inline(always)]
+        fn run<V: Vector>(self) -> Self::Output {
+            let (a, b, shift) = (V::load_i32(self.0), V::load_i32(self.1), self.2);
+            let counts = b.and(V::splat(31));
+            let mut out = vec![
+                a.add(b),
+                a.sub(b),
+                a.mul(b),
+                a.min(b),
+                a.max(b),
+                a.and(b),
+                a.xor(b),
+                a.shl(shift),
+                a.shr(shift),
+                a.shr_unsigned(shift),
+                a.shr_each(counts),
+                a.keep(a.greater(b)),
+                a.or_else(a.greater(b), b),
+                a.shr(1).half_even(shift.min(30)),
+                a.stochastic(shift, b),
+                a.within(V::splat(-1000), V::splat(77)),
+            ];
+            let (mut i8s, mut u8s, mut i16s) = ([0i8; LANES], [0u8; LANES], [0i16; LANES]);
+            a.shr(24).store_i8(&mut i8s);
+            a.shr_unsigned(24).store_u8(&mut u8s);
+            a.shr(16).store_i16(&mut i16s);
+            out.extend([V::load_i8(&i8s), V::load_u8(&u8s), V::load_i16(&i16s)]);
+            out.into_iter()
+                .map(|v| {
+                    let mut lanes = [0; LANES];
+                    v.store_i32(&mut lanes);
+                    lanes
+                })
+                .collect()
+        }
+    }
+
+    fn naive(a: i32, b: i32, shift: u32) -> Vec<i32> {
+        vec![
+            a.wrapping_add(b),
+            a.wrapping_sub(b),
+            a.wrapping_mul(b),
+            a.min(b),
+            a.max(b),
+            a & b,
+            a ^ b,
+            a << shift,
+            a >> shift,
+            (a as u32 >> shift) as i32,
+            a >> (b & 31),
+            if a > b { a } else { 0 },
+            if a > b { a } else { b },
+            half_even_i32(a >> 1, shift.min(30)),
+            stochastic_i32(a, shift, b as u32),
+            a.clamp(-1000, 77),
+            a >> 24,
+            (a as u32 >> 24) as i32,
+            a >> 16,
+        ]
+    }
+
+    #[test]
+    fn every_instruction_set_computes_what_the_definitions_say() {
+        let d = Dither::new(1, 0, 0, Role::Initial);
+        for round in 0..400 {
+            let value = |k: usize| match d.at(round * 64 + k) {
+                extreme if extreme % 11 == 0 => [i32::MIN, i32::MAX, 0, -1][extreme as usize / 11 % 4],
+                other => other as i32 >> (other % 29),
+            };
+            let (a, b) = (core::array::from_fn(value), core::array::from_fn(|k| value(k + 32)));
+            let shift = round as u32 % 32;
+            for isa in Isa::available() {
+                for (op, lanes) in isa.run_loop(All(&a, &b, shift)).into_iter().enumerate() {
+                    let want: [i32; LANES] = core::array::from_fn(|k| naive(a[k], b[k], shift)[op]);
+                    assert_eq!(lanes, want, "{}: operation {op} of {a:?} and {b:?} by {shift}", isa.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_of_the_lanes_is_read_and_written() {
+        for len in 0..=LANES {
+            let from: Vec<i16> = (1..=LANES as i16).collect();
+            let vector: Lanes = load(&from[..len], 0, len);
+            assert!(vector.0.iter().enumerate().all(|(k, &v)| v == if k < len { k as i32 + 1 } else { 0 }));
+            let mut to = vec![-1i8; LANES];
+            store(vector, &mut to, 0, len);
+            assert!(to.iter().enumerate().all(|(k, &v)| v == if k < len { k as i8 + 1 } else { -1 }));
+        }
+    }
+}
