@@ -63,7 +63,7 @@ fn convolution(criterion: &mut Criterion) {
             }
             let plan = Convolution { geometry: g, direction, signed: is_image || direction == Direction::Transposed };
             let mut packed = vec![Line::ZERO; plan.packed_len(ctx.isa)];
-            plan.pack(ctx.isa, &mut packed, &weights);
+            plan.pack(ctx, &mut packed, &weights);
             let mut scratch = vec![0; plan.scratch_len(ctx)];
             let mut out = vec![0; if direction == Direction::Forward { g.output_len() } else { g.input_len() }];
             let weights = Weights { raw: &weights, packed: &packed };
@@ -73,7 +73,7 @@ fn convolution(criterion: &mut Criterion) {
         let mut scratch = vec![0; plan.scratch_len(ctx)];
         let mut out = vec![0; g.weights_len()];
         group.bench_function("weight_gradient", |b| {
-            b.iter(|| plan.run(ctx, black_box(&mut out), input, &error, 0, &mut scratch));
+            b.iter(|| plan.run(ctx, black_box(&mut out), 0..g.kernel[0] * g.kernel[1], input, &error, 0, &mut scratch));
         });
         group.finish();
     }

@@ -1,7 +1,7 @@
 //! The update of masters and momenta (method of DESIGN §3.7).
 
 use crate::pool::{Disjoint, for_each_piece};
-use crate::round::{bit_length, stochastic_i32, stochastic_i64};
+use crate::round::{bit_length, half_even_i32, stochastic_i32, stochastic_i64, within};
 use crate::{Context, Dither};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -22,6 +22,8 @@ pub fn max_magnitude_i64(ctx: Context, values: &[i64]) -> u64 {
 /// The integers of one update.
 #[derive(Clone, Copy, Debug)]
 pub struct Update {
+    /// Index of the first value, for its random bits.
+    pub first: usize,
     /// The gradient is first rounded to multiples of `2^gradient_shift` (the method's 8-bit G), stochastically, and
     /// then counted in that unit.
     pub gradient_shift: u32,
@@ -67,7 +69,7 @@ pub fn update(
             || {
                 let mut count = 0;
                 for (i, ((w, v), &g)) in master.iter_mut().zip(momentum).zip(gradient).enumerate() {
-                    count += usize::from(update_one(w, v, g, u, dither, from + i));
+                    count += usize::from(update_one(w, v, g, u, dither, u.first + from + i));
                 }
                 count
             },
@@ -94,6 +96,26 @@ fn update_one(w: &mut i32, v: &mut i32, g: i64, u: &Update, dither: Dither, inde
     let moved = w.saturating_sub(stochastic_i32(*v, 8 + u.coarse, bits(4)) << u.coarse);
     *w = moved.clamp(-i32::MAX, i32::MAX);
     w.unsigned_abs() > u.limit as u32
+}
+
+/// The 8-bit integers in use: masters of `fraction` fractional bits to nearest, on a grid of `2^coarse` over ±127.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn in_use(ctx: Context, out: &mut [i8], master: &[i32], fraction: u32, coarse: u32) {
+    assert_eq!(out.len(), master.len(), "lengths");
+    let limit = (1 << (7 - coarse)) - 1;
+    for_each_piece(ctx.pool, out, 8 * PIECE, |piece, out, _| {
+        let master = &master[piece * 8 * PIECE..][..out.len()];
+        ctx.isa.vectorize(
+            #[inline(always)]
+            || {
+                for (out, &master) in out.iter_mut().zip(master) {
+                    *out = (within(half_even_i32(master, fraction + coarse), -limit, limit) << coarse) as i8;
+                }
+            },
+        );
+    });
 }
 
 /// Halves masters or momenta, stochastically: the grid has grown by one exponent.

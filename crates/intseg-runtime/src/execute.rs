@@ -42,7 +42,7 @@ pub fn load(model: &Model, plan: &Plan, ctx: Context, memory: &mut Memory) {
             Op::Conv(conv) => {
                 let convolution = convolution_of(&node, &conv, plan.slots);
                 let len = convolution.packed_len(ctx.isa);
-                convolution.pack(ctx.isa, &mut memory.packed[packed..packed + len], conv.weights);
+                convolution.pack(ctx, &mut memory.packed[packed..packed + len], conv.weights);
                 packed += len;
                 unpack(&conv.requantization, memory, &mut constants);
             }

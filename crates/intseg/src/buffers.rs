@@ -1,6 +1,7 @@
 //! Reuse of buffers between the steps of a training run.
 
 use crate::tensor::{Mantissas, Tensor};
+use intseg_kernels::Line;
 use std::cell::RefCell;
 
 /// Buffers that were used before and are free now. After the first step of a run every `take` finds one, so a steady
@@ -12,6 +13,7 @@ pub struct Buffers {
     i16: Shelf<i16>,
     i32: Shelf<i32>,
     i64: Shelf<i64>,
+    lines: Shelf<Line>,
 }
 
 struct Shelf<T>(RefCell<Vec<Vec<T>>>);
@@ -66,6 +68,16 @@ impl Buffers {
     /// A buffer of `len` 64-bit integers.
     pub fn take_i64(&self, len: usize) -> Vec<i64> {
         self.i64.take(len)
+    }
+
+    /// A buffer of `len` lines of packed weights.
+    pub fn take_lines(&self, len: usize) -> Vec<Line> {
+        self.lines.take(len)
+    }
+
+    /// Takes back lines of packed weights.
+    pub fn give_lines(&self, buffer: Vec<Line>) {
+        self.lines.give(buffer);
     }
 
     /// Takes back bytes.

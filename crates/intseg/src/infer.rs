@@ -109,7 +109,7 @@ fn accumulators(step: &Step, geometry: intseg_kernels::Conv2d, input: &Tensor, w
     };
     let pass = Convolution { geometry, direction: Direction::Forward, signed };
     let mut packed = vec![Line::ZERO; pass.packed_len(step.kernels.isa)];
-    pass.pack(step.kernels.isa, &mut packed, weights);
+    pass.pack(step.kernels, &mut packed, weights);
     let mut scratch = vec![0; pass.scratch_len(step.kernels)];
     let mut sums = vec![0; geometry.output_len()];
     pass.run(step.kernels, &mut sums, input, Weights { raw: weights, packed: &packed }, &mut scratch);

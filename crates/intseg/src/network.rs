@@ -249,8 +249,8 @@ impl Network {
         values
     }
 
-    /// Hands errors from the heads to the image, and updates each layer's parameters as soon as its gradients are
-    /// there: no two layers' gradients exist at the same time.
+    /// Hands errors from the heads to the image, and updates each layer's parameters as soon as its error has been
+    /// handed on: no two layers' gradients exist at the same time.
     fn backward(&mut self, values: &mut [Tensor], mut errors: Vec<Vec<Tensor>>, recipe: &Recipe, rate: &Rate) {
         for index in (0..self.graph.nodes.len()).rev() {
             let parts = std::mem::take(&mut errors[index]);
@@ -271,9 +271,7 @@ impl Network {
             for (id, part) in node.inputs.iter().zip(parts) {
                 errors[id.0].extend(part);
             }
-            for (part, parameter) in operator.parameters().into_iter().enumerate() {
-                parameter.update(&step, part as u32, rate);
-            }
+            operator.learn(&step, &inputs, rate);
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::ops::Step;
 use intseg_kernels::round::{bit_length, half_even_i32, half_even_i64};
 use intseg_kernels::sgd::{self, Update};
-use intseg_kernels::{Dither, Role};
+use intseg_kernels::{Context, Dither, Role};
 
 /// How a parameter is stored and used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,12 +115,8 @@ impl Parameter {
     }
 
     /// The weights that convolutions use: masters to nearest, on a grid of `bits` bits over ±127 steps.
-    pub fn in_use_i8(&self, bits: u32, out: &mut [i8]) {
-        let coarse = 8 - bits;
-        let limit = (1 << (bits - 1)) - 1;
-        for (out, &master) in out.iter_mut().zip(&self.master) {
-            *out = (half_even_i32(master, 16 + coarse).clamp(-limit, limit) << coarse) as i8;
-        }
+    pub fn in_use_i8(&self, ctx: Context, bits: u32, out: &mut [i8]) {
+        sgd::in_use(ctx, out, &self.master, 16, 8 - bits);
     }
 
     /// γ or β as used, in units of 2^-12: all 12 fractional bits, or with fewer than 14 bits a grid over [−2, 2).
@@ -145,26 +141,49 @@ impl Parameter {
             return;
         }
         let gradient = std::mem::take(&mut self.gradient);
+        let saturated = self.descend(step, part, rate, 0, &gradient, self.gradient_exponent);
+        step.buffers.give_i64(gradient);
+        self.regrid(step, part, saturated);
+    }
+
+    /// One step for the values from `first` on, as many as the gradient has; returns how many masters it left outside
+    /// the grid. The gradient is in units of `2^exponent`. With fewer than 32 bits of G it must be that of all values.
+    pub fn descend(
+        &mut self,
+        step: &Step,
+        part: u32,
+        rate: &Rate,
+        first: usize,
+        gradient: &[i64],
+        exponent: i32,
+    ) -> usize {
         let ctx = step.kernels;
         let gradient_shift = match step.bits.g {
             32 => 0,
-            bits => sgd::gradient_shift(sgd::max_magnitude_i64(ctx, &gradient), bits),
+            bits => sgd::gradient_shift(sgd::max_magnitude_i64(ctx, gradient), bits),
         };
         let momentum_exponent = self.exponent - self.kind.fraction_bits() as i32 - 8;
         let weight = self.kind == Kind::Weight;
         let update = Update {
+            first,
             gradient_shift,
             rate: rate.mantissa,
-            rate_shift: momentum_exponent - (self.gradient_exponent + gradient_shift as i32 + rate.exponent),
+            rate_shift: momentum_exponent - (exponent + gradient_shift as i32 + rate.exponent),
             decay_q40: if weight { rate.decay_q40 } else { 0 },
             momentum_q15: rate.momentum_q15,
             coarse: if weight { 24 - step.bits.update } else { 0 },
             limit: if weight { 127 << 16 } else { i32::MAX },
         };
-        let dither = step.dither(Role::Update, part);
-        self.saturated = sgd::update(ctx, &mut self.master, &mut self.momentum, &gradient, &update, dither);
-        step.buffers.give_i64(gradient);
-        if self.saturated * 2000 > self.master.len() {
+        let range = first..first + gradient.len();
+        let (master, momentum) = (&mut self.master[range.clone()], &mut self.momentum[range]);
+        sgd::update(ctx, master, momentum, gradient, &update, step.dither(Role::Update, part))
+    }
+
+    /// Ends a step that left `saturated` masters outside the grid: it grows when they are many.
+    pub fn regrid(&mut self, step: &Step, part: u32, saturated: usize) {
+        self.saturated = saturated;
+        if saturated * 2000 > self.master.len() {
+            let ctx = step.kernels;
             self.exponent += 1;
             sgd::halve(ctx, &mut self.master, step.dither(Role::Regrid, 2 * part));
             sgd::halve(ctx, &mut self.momentum, step.dither(Role::Regrid, 2 * part + 1));

@@ -52,22 +52,22 @@ impl Convolution {
         }
     }
 
-    /// Packs `weights` (`[KH, KW, C_in, C_out]`) for `isa`.
+    /// Packs `weights` (`[KH, KW, C_in, C_out]`) for the context's instruction set.
     ///
     /// # Panics
     /// When a slice has another length than asked for.
-    pub fn pack(&self, isa: Isa, packed: &mut [Line], weights: &[i8]) {
-        assert_eq!(packed.len(), self.packed_len(isa), "packed weights");
+    pub fn pack(&self, ctx: Context, packed: &mut [Line], weights: &[i8]) {
+        assert_eq!(packed.len(), self.packed_len(ctx.isa), "packed weights");
         assert_eq!(weights.len(), self.geometry.weights_len(), "weights");
-        match isa {
+        match ctx.isa {
             Isa::Scalar => {}
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(_) => gather::pack(self, avx2::convolution::NR, 0, packed, weights),
+            Isa::Avx2(_) => gather::pack(ctx, self, avx2::convolution::NR, 0, packed, weights),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni(_) => {
                 // Signed × signed: the weights become the unsigned operand of the dot product.
-                let bias = if self.signed { 128 } else { 0 };
-                gather::pack(self, avx512vnni::convolution::panel_width(self), bias, packed, weights);
+                let flip = if self.signed { 0x80 } else { 0 };
+                gather::pack(ctx, self, avx512vnni::convolution::panel_width(self), flip, packed, weights);
             }
         }
     }

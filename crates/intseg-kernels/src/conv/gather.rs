@@ -11,7 +11,10 @@ use super::phase::{Phase, phases};
 use super::store::Store;
 use super::{Convolution, Direction, Input, Line};
 use crate::Context;
+use crate::bytes::as_u8;
+use crate::interleave::interleave;
 use crate::pool::for_each_piece;
+use core::ops::Range;
 
 /// The most pixels that any micro-kernel's tile has.
 pub(crate) const MAX_MR: usize = 28;
@@ -58,34 +61,59 @@ pub(crate) fn packed_lines(plan: &Convolution, nr: usize) -> usize {
     target.div_ceil(nr) * plan.taps() * c.div_ceil(4) * nr * 4 / 64
 }
 
-/// Packs `[KH, KW, C_in, C_out]` for panels of `nr` channels, adding `bias` to each weight.
-pub(crate) fn pack(plan: &Convolution, nr: usize, bias: i32, packed: &mut [Line], weights: &[i8]) {
+/// Packs `[KH, KW, C_in, C_out]` for panels of `nr` channels, flipping bits of each weight: 0x80 adds 128.
+pub(crate) fn pack(ctx: Context, plan: &Convolution, nr: usize, flip: u8, packed: &mut [Line], weights: &[i8]) {
     let ([.., c], [.., target]) = (plan.source(), plan.target());
-    let (c4, c_out) = (c.div_ceil(4), plan.geometry.c_out);
-    // Strides in `weights` of one source and one target channel.
-    let (along_source, along_target) = match plan.direction {
-        Direction::Forward => (c_out, 1),
-        Direction::Transposed => (1, c_out),
-    };
-    let mut groups = packed.iter_mut().flat_map(|line| line.0.chunks_exact_mut(4));
-    for panel in 0..target.div_ceil(nr) {
-        for tap in 0..plan.taps() {
-            let tap = &weights[tap * c * target..][..c * target];
-            for group in 0..c4 {
-                for k in panel * nr..(panel + 1) * nr {
-                    let four = groups.next().expect("packed_lines counts every group");
-                    for (lane, slot) in four.iter_mut().enumerate() {
-                        let channel = group * 4 + lane;
-                        *slot = match channel < c && k < target {
-                            true => (i32::from(tap[channel * along_source + k * along_target]) + bias) as i8,
-                            // Zero lanes make whatever the input holds there harmless.
-                            false => 0,
-                        };
+    let c4 = c.div_ceil(4);
+    let weights = as_u8(weights);
+    let lines = plan.taps() * c4 * nr * 4 / 64;
+    for_each_piece(ctx.pool, packed, lines, |panel, packed, _| {
+        let channels = panel * nr..target.min((panel + 1) * nr);
+        let groups = Line::bytes_mut(packed).chunks_exact_mut(nr * 4).enumerate();
+        ctx.isa.vectorize(
+            #[inline(always)]
+            || {
+                for (at, out) in groups {
+                    let (tap, group) = (&weights[at / c4 * c * target..][..c * target], at % c4 * 4);
+                    let lanes = (c - group).min(4);
+                    match plan.direction {
+                        Direction::Forward => pack_rows(out, tap, target, group, lanes, channels.clone(), flip),
+                        Direction::Transposed => pack_columns(out, tap, c, group, lanes, channels.clone(), flip),
                     }
                 }
-            }
+            },
+        );
+    });
+}
+
+/// One group of four source channels of a panel: `tap` is `[source][target]`. Lanes that do not exist become 0, which
+/// makes whatever the input holds there harmless.
+#[inline(always)]
+fn pack_rows(out: &mut [u8], tap: &[u8], target: usize, group: usize, lanes: usize, channels: Range<usize>, flip: u8) {
+    let row = |lane: usize| &tap[(group + lane) * target..][channels.clone()];
+    let (used, unused) = out.split_at_mut(4 * channels.len());
+    if lanes == 4 {
+        interleave(used, [row(0), row(1), row(2), row(3)], flip);
+    } else {
+        for (k, four) in used.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            *four = core::array::from_fn(|lane| if lane < lanes { row(lane)[k] ^ flip } else { 0 });
         }
     }
+    unused.fill(0);
+}
+
+/// As [`pack_rows`] for `tap` as `[target][source]`.
+#[inline(always)]
+fn pack_columns(out: &mut [u8], tap: &[u8], c: usize, group: usize, lanes: usize, channels: Range<usize>, flip: u8) {
+    let (used, unused) = out.split_at_mut(4 * channels.len());
+    for (four, k) in used.as_chunks_mut::<4>().0.iter_mut().zip(channels) {
+        let from = &tap[k * c + group..][..lanes];
+        *four = match from.first_chunk::<4>() {
+            Some(from) => from.map(|byte| byte ^ flip),
+            None => core::array::from_fn(|lane| from.get(lane).map_or(0, |byte| byte ^ flip)),
+        };
+    }
+    unused.fill(0);
 }
 
 /// Scratch: a pixel of zeros, a padded copy of the input's end, and for signed input the sum of each pixel's channels.
@@ -186,7 +214,7 @@ impl Job<'_> {
         store: &S,
         phase: &Phase,
         tile: usize,
-        panels: core::ops::Range<usize>,
+        panels: Range<usize>,
         taps: &mut [Tap; MAX_TAPS],
     ) {
         let [.., target] = self.plan.target();
@@ -222,7 +250,7 @@ impl Job<'_> {
     }
 
     /// Looks up where the tile's pixels read for each tap of a range.
-    fn gather(&self, pixels: &Pixels, phase: &Phase, taps: core::ops::Range<usize>, gathered: &mut Gathered) {
+    fn gather(&self, pixels: &Pixels, phase: &Phase, taps: Range<usize>, gathered: &mut Gathered) {
         let [h, w, c] = self.plan.source();
         let [_, kw] = self.plan.geometry.kernel;
         let len = self.plan.geometry.batch * h * w * c;

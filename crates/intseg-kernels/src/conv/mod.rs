@@ -102,9 +102,23 @@ pub enum Direction {
 #[repr(C, align(64))]
 pub struct Line(pub [i8; 64]);
 
+impl Default for Line {
+    fn default() -> Self {
+        Line::ZERO
+    }
+}
+
 impl Line {
     /// All zeros.
     pub const ZERO: Line = Line([0; 64]);
+
+    /// The bytes of some lines.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn bytes_mut(lines: &mut [Line]) -> &mut [u8] {
+        // SAFETY: a line is 64 bytes without padding, and any bits are valid for both.
+        let (_, bytes, _) = unsafe { lines.align_to_mut::<i8>() };
+        crate::bytes::as_u8_mut(bytes)
+    }
 }
 
 /// Activations or errors that a kernel reads, NHWC.

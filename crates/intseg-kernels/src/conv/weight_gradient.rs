@@ -6,10 +6,13 @@
 
 use super::gather::{MAX_MR, MicroKernel, Tap};
 use super::{Conv2d, Input, Line};
+use crate::bytes::as_u8;
+use crate::interleave::interleave;
 use crate::pool::Disjoint;
 use crate::{Context, Isa, scalar};
 #[cfg(target_arch = "x86_64")]
 use crate::{avx2, avx512vnni::convolution::Kernel};
+use core::ops::Range;
 
 /// Pixels of a block, a multiple of 4.
 const PIXELS: usize = 384;
@@ -78,12 +81,23 @@ impl WeightGradient {
         [mr, if self.geometry.c_out <= 16 { 16 } else { 32 }]
     }
 
-    /// Adds `sums << shift` to `out` (`[KH, KW, C_in, C_out]`). `error` is `[N, out_h, out_w, c_out]`, −128..=127.
+    /// Adds the `sums << shift` of some taps to `out`, `[taps, C_in, C_out]` with the taps of the kernel row by row.
+    /// `error` is `[N, out_h, out_w, c_out]`, −128..=127.
     /// i32 partial sums are flushed into i64 before they can wrap.
     ///
     /// # Panics
     /// When a slice has another length than the geometry says, or the input another sign than the plan.
-    pub fn run(&self, ctx: Context, out: &mut [i64], input: Input, error: &[i8], shift: u32, scratch: &mut [i32]) {
+    #[allow(clippy::too_many_arguments, reason = "the operands of the product")]
+    pub fn run(
+        &self,
+        ctx: Context,
+        out: &mut [i64],
+        taps: Range<usize>,
+        input: Input,
+        error: &[i8],
+        shift: u32,
+        scratch: &mut [i32],
+    ) {
         let (len, signed) = match input {
             Input::U8(data) => (data.len(), false),
             Input::I8(data) => (data.len(), true),
@@ -91,22 +105,24 @@ impl WeightGradient {
         assert_eq!(len, self.geometry.input_len(), "input");
         assert_eq!(signed, self.signed, "the input's sign");
         assert_eq!(error.len(), self.geometry.output_len(), "error");
-        assert_eq!(out.len(), self.geometry.weights_len(), "weight gradient");
+        let [kh, kw] = self.geometry.kernel;
+        assert!(taps.end <= kh * kw, "taps");
+        assert_eq!(out.len(), taps.len() * self.geometry.c_in * self.geometry.c_out, "weight gradient");
         assert!(scratch.len() >= self.scratch_len(ctx), "scratch");
         match ctx.isa {
-            Isa::Scalar => scalar::weight_gradient::run(&self.geometry, ctx, out, input, error, shift),
+            Isa::Scalar => scalar::weight_gradient::run(&self.geometry, ctx, out, taps, input, error, shift),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(isa) => {
-                self.run_with(avx2::convolution::Kernel::new(isa, false), ctx, out, input, error, shift, scratch);
+                self.run_with(avx2::convolution::Kernel::new(isa, false), ctx, out, taps, input, error, shift, scratch);
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni(isa) => match self.tile() {
-                [14, 32] => self.run_with(Kernel::<14, 2, false>(isa), ctx, out, input, error, shift, scratch),
-                [12, 32] => self.run_with(Kernel::<12, 2, false>(isa), ctx, out, input, error, shift, scratch),
-                [8, 32] => self.run_with(Kernel::<8, 2, false>(isa), ctx, out, input, error, shift, scratch),
-                [14, _] => self.run_with(Kernel::<14, 1, false>(isa), ctx, out, input, error, shift, scratch),
-                [12, _] => self.run_with(Kernel::<12, 1, false>(isa), ctx, out, input, error, shift, scratch),
-                _ => self.run_with(Kernel::<8, 1, false>(isa), ctx, out, input, error, shift, scratch),
+                [14, 32] => self.run_with(Kernel::<14, 2, false>(isa), ctx, out, taps, input, error, shift, scratch),
+                [12, 32] => self.run_with(Kernel::<12, 2, false>(isa), ctx, out, taps, input, error, shift, scratch),
+                [8, 32] => self.run_with(Kernel::<8, 2, false>(isa), ctx, out, taps, input, error, shift, scratch),
+                [14, _] => self.run_with(Kernel::<14, 1, false>(isa), ctx, out, taps, input, error, shift, scratch),
+                [12, _] => self.run_with(Kernel::<12, 1, false>(isa), ctx, out, taps, input, error, shift, scratch),
+                _ => self.run_with(Kernel::<8, 1, false>(isa), ctx, out, taps, input, error, shift, scratch),
             },
         }
     }
@@ -117,6 +133,7 @@ impl WeightGradient {
         kernel: K,
         ctx: Context,
         out: &mut [i64],
+        taps: Range<usize>,
         input: Input,
         error: &[i8],
         shift: u32,
@@ -126,12 +143,12 @@ impl WeightGradient {
         let blocks = Blocks::new(&g, [K::MR, K::NR], ctx.pool.threads());
         let (out, scratch) = (Disjoint::new(out), Disjoint::new(scratch));
         let per_tap = blocks.row_blocks * blocks.column_blocks;
-        ctx.pool.run(g.kernel[0] * g.kernel[1] * per_tap, &|task, worker| {
+        ctx.pool.run(taps.len() * per_tap, &|task, worker| {
             let len = blocks.scratch_per_worker();
             // SAFETY: each worker has its own part, and runs one task at a time.
             let scratch = unsafe { scratch.piece(worker * len, (worker + 1) * len) };
             let mut block = Block::new(&g, &blocks, task / per_tap, task % per_tap, scratch);
-            let mut pixels = Pixels::new(&g, task / per_tap);
+            let mut pixels = Pixels::new(&g, taps.start + task / per_tap);
             let mut since_flush = 0;
             loop {
                 let len = pixels.advance();
@@ -215,6 +232,7 @@ impl Pixels {
 struct Block<'a> {
     c_in: usize,
     c_out: usize,
+    /// Counted from the first tap of the run.
     tap: usize,
     /// First and number of input channels.
     rows: [usize; 2],
@@ -270,6 +288,13 @@ impl<'a> Block<'a> {
         let [row, rows] = self.rows;
         let [column, columns] = self.columns;
         let (c_in, c_out) = (self.c_in, self.c_out);
+        // The bias makes signed input the unsigned operand; `flush` takes it back.
+        let (input, flip) = match input {
+            Input::U8(data) => (data, 0),
+            Input::I8(data) => (as_u8(data), 0x80),
+        };
+        let error = as_u8(error);
+        let errors = Line::bytes_mut(self.error);
         isa.vectorize(
             #[inline(always)]
             || {
@@ -277,30 +302,19 @@ impl<'a> Block<'a> {
                     let count = (len - group * 4).min(4);
                     let out = &mut self.input[group * self.packed_rows * 4..][..rows * 4];
                     let at = |lane: usize| pixels.input[group * 4 + lane] * c_in + row;
-                    match input {
-                        Input::U8(data) => interleave(out, count, |lane| &data[at(lane)..][..rows], |v: u8| v),
-                        // The bias makes signed input the unsigned operand; `flush` takes it back.
-                        Input::I8(data) => {
-                            interleave(out, count, |lane| &data[at(lane)..][..rows], |v: i8| v as u8 ^ 0x80);
-                        }
-                    }
+                    interleave_some(out, count, |lane| &input[at(lane)..][..rows], flip);
                     let at = |lane: usize| pixels.error[group * 4 + lane] * c_out + column;
                     for panel in 0..columns.div_ceil(nr) {
                         let width = nr.min(columns - panel * nr);
-                        let lines = nr * 4 / 64;
-                        let out = &mut self.error[(panel * PIXELS / 4 + group) * lines..][..lines];
-                        for (i, line) in out.iter_mut().enumerate() {
-                            let from = (i * 16).min(width);
-                            let width = (width - from).min(16);
-                            let source = |lane: usize| &error[at(lane) + panel * nr + from..][..width];
-                            interleave(&mut line.0[..width * 4], count, source, |v: i8| v);
-                            line.0[width * 4..].fill(0);
-                        }
+                        let out = &mut errors[(panel * PIXELS / 4 + group) * nr * 4..][..nr * 4];
+                        let (out, unused) = out.split_at_mut(width * 4);
+                        interleave_some(out, count, |lane| &error[at(lane) + panel * nr..][..width], 0);
+                        unused.fill(0);
                     }
                     if self.signed {
                         for lane in 0..count {
                             let errors = &error[at(lane)..][..columns];
-                            self.error_sums.iter_mut().zip(errors).for_each(|(sum, &e)| *sum += i32::from(e));
+                            self.error_sums.iter_mut().zip(errors).for_each(|(sum, &e)| *sum += i32::from(e as i8));
                         }
                     }
                 }
@@ -353,26 +367,13 @@ impl<'a> Block<'a> {
     }
 }
 
-/// Writes four rows of bytes, `source(0..count)` and zeros, as groups of four: `out[i][lane] = source(lane)[i]`.
+/// As [`interleave`], with rows from `count` on holding 0.
 #[inline(always)]
-fn interleave<'a, T: Copy + Default + 'a, U: Copy + Default>(
-    out: &mut [U],
-    count: usize,
-    source: impl Fn(usize) -> &'a [T],
-    convert: impl Fn(T) -> U,
-) {
-    let out = out.as_chunks_mut::<4>().0;
+fn interleave_some<'a>(out: &mut [u8], count: usize, row: impl Fn(usize) -> &'a [u8], flip: u8) {
     if count == 4 {
-        let [a, b, c, d] = [source(0), source(1), source(2), source(3)];
-        for ((((out, &a), &b), &c), &d) in out.iter_mut().zip(a).zip(b).zip(c).zip(d) {
-            *out = [convert(a), convert(b), convert(c), convert(d)];
-        }
-        return;
+        return interleave(out, [row(0), row(1), row(2), row(3)], flip);
     }
-    for (i, out) in out.iter_mut().enumerate() {
-        *out = [U::default(); 4];
-        for (lane, slot) in out.iter_mut().enumerate().take(count) {
-            *slot = convert(source(lane)[i]);
-        }
+    for (i, out) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        *out = core::array::from_fn(|lane| if lane < count { row(lane)[i] ^ flip } else { 0 });
     }
 }

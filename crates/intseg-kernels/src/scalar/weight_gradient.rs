@@ -3,12 +3,21 @@
 use crate::Context;
 use crate::conv::{Conv2d, Input};
 use crate::pool::for_each_piece;
+use core::ops::Range;
 
 /// Adds the gradient's sums, `2^shift` times, to `out`; one task an input channel of a tap.
-pub(crate) fn run(g: &Conv2d, ctx: Context, out: &mut [i64], input: Input, error: &[i8], shift: u32) {
+pub(crate) fn run(
+    g: &Conv2d,
+    ctx: Context,
+    out: &mut [i64],
+    taps: Range<usize>,
+    input: Input,
+    error: &[i8],
+    shift: u32,
+) {
     match input {
-        Input::U8(data) => run_typed(g, ctx, out, data, error, shift),
-        Input::I8(data) => run_typed(g, ctx, out, data, error, shift),
+        Input::U8(data) => run_typed(g, ctx, out, taps, data, error, shift),
+        Input::I8(data) => run_typed(g, ctx, out, taps, data, error, shift),
     }
 }
 
@@ -16,13 +25,14 @@ fn run_typed<T: Copy + Into<i64> + Sync>(
     g: &Conv2d,
     ctx: Context,
     out: &mut [i64],
+    taps: Range<usize>,
     input: &[T],
     error: &[i8],
     shift: u32,
 ) {
     let (out_h, out_w) = (g.out_h(), g.out_w());
     for_each_piece(ctx.pool, out, g.c_out, |index, sums, _| {
-        let (tap, channel) = (index / g.c_in, index % g.c_in);
+        let (tap, channel) = (taps.start + index / g.c_in, index % g.c_in);
         let [dy, dx] = [tap / g.kernel[1] * g.dilation[0], tap % g.kernel[1] * g.dilation[1]];
         for (pixel, errors) in error.chunks_exact(g.c_out).enumerate() {
             let (n, y, x) = (pixel / (out_h * out_w), pixel / out_w % out_h, pixel % out_w);

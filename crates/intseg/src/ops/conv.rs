@@ -2,10 +2,11 @@
 
 use super::{Operator, Step, mask_by_relu};
 use crate::graph::{ConvOutput, ConvSpec};
-use crate::parameter::Parameter;
+use crate::parameter::{Parameter, Rate};
 use crate::tensor::{Mantissas, Shape, Tensor};
 use intseg_kernels::requantize::{self, Contribution};
-use intseg_kernels::{Conv2d, Convolution, Direction, Dither, Input, Line, Role, WeightGradient, Weights};
+use intseg_kernels::{Context, Conv2d, Convolution, Direction, Dither, Input, Role, WeightGradient, Weights};
+use std::ops::Range;
 
 /// A convolution of a training graph.
 pub struct Conv {
@@ -17,12 +18,13 @@ pub struct Conv {
     pub weight: Parameter,
     /// `[C_out]`, absent where batch normalisation follows.
     pub bias: Option<Parameter>,
-    in_use: Vec<i8>,
-    forward: Vec<Line>,
-    transposed: Vec<Line>,
-    /// Whether `in_use` and the packed weights are those of the masters.
-    packed: bool,
+    /// The error that `backward` left for `learn`: 8 bits, or 16 as a high and a low half.
+    error: Vec<Vec<i8>>,
+    error_exponent: i32,
 }
+
+/// Weights whose gradient is computed and used at once.
+const LEARNT_AT_ONCE: usize = 1 << 21;
 
 impl Conv {
     /// A convolution with initial weights drawn for ReLU (He et al. 2015) and a bias of zero.
@@ -36,17 +38,15 @@ impl Conv {
             signed,
             weight: Parameter::he_normal(&format!("{name}.weight"), shape, draw),
             bias,
-            in_use: Vec::new(),
-            forward: Vec::new(),
-            transposed: Vec::new(),
-            packed: false,
+            error: Vec::new(),
+            error_exponent: 0,
         }
     }
 
     /// The integers in use, `[KH, KW, C_in, C_out]`.
     pub fn weights_in_use(&self, bits: u32) -> Vec<i8> {
         let mut weights = vec![0; self.weight.master.len()];
-        self.weight.in_use_i8(bits, &mut weights);
+        self.weight.in_use_i8(Context::reference(), bits, &mut weights);
         weights
     }
 
@@ -59,35 +59,34 @@ impl Conv {
         Convolution { geometry, direction, signed: self.signed || direction == Direction::Transposed }
     }
 
-    /// Rounds and packs the weights again after an update.
-    fn pack(&mut self, step: &Step, geometry: Conv2d) {
-        if self.packed {
-            return;
-        }
-        self.in_use.resize(self.weight.master.len(), 0);
-        self.weight.in_use_i8(step.bits.w, &mut self.in_use);
-        let forward = self.pass(geometry, Direction::Forward);
-        self.forward.resize(forward.packed_len(step.kernels.isa), Line::ZERO);
-        forward.pack(step.kernels.isa, &mut self.forward, &self.in_use);
-        if !self.signed {
-            let transposed = self.pass(geometry, Direction::Transposed);
-            self.transposed.resize(transposed.packed_len(step.kernels.isa), Line::ZERO);
-            transposed.pack(step.kernels.isa, &mut self.transposed, &self.in_use);
-        }
-        self.packed = true;
-    }
-
-    /// The exact sums of one direction.
-    fn accumulate(&self, step: &Step, geometry: Conv2d, direction: Direction, input: Input) -> Vec<i32> {
+    /// The exact sums of one direction for each of some inputs. The weights are rounded and packed for it: packed
+    /// weights of all layers would take as much memory as the weights, and packing takes little time.
+    fn accumulate<const N: usize>(
+        &self,
+        step: &Step,
+        geometry: Conv2d,
+        direction: Direction,
+        inputs: [Input; N],
+    ) -> [Vec<i32>; N] {
         let pass = self.pass(geometry, direction);
-        let (len, packed) = match direction {
-            Direction::Forward => (geometry.output_len(), &self.forward),
-            Direction::Transposed => (geometry.input_len(), &self.transposed),
+        let len = match direction {
+            Direction::Forward => geometry.output_len(),
+            Direction::Transposed => geometry.input_len(),
         };
-        let mut sums = step.buffers.take_i32(len);
+        let mut raw = step.buffers.take_i8(self.weight.master.len());
+        self.weight.in_use_i8(step.kernels, step.bits.w, &mut raw);
+        let mut packed = step.buffers.take_lines(pass.packed_len(step.kernels.isa));
+        pass.pack(step.kernels, &mut packed, &raw);
         let mut scratch = step.buffers.take_i32(pass.scratch_len(step.kernels));
-        pass.run(step.kernels, &mut sums, input, Weights { raw: &self.in_use, packed }, &mut scratch);
+        let weights = Weights { raw: &raw, packed: &packed };
+        let sums = inputs.map(|input| {
+            let mut sums = step.buffers.take_i32(len);
+            pass.run(step.kernels, &mut sums, input, weights, &mut scratch);
+            sums
+        });
         step.buffers.give_i32(scratch);
+        step.buffers.give_lines(packed);
+        step.buffers.give_i8(raw);
         sums
     }
 
@@ -108,11 +107,15 @@ impl Conv {
             .collect()
     }
 
-    /// Adds the weight gradient of an 8-bit error, `2^shift` times.
-    fn add_weight_gradient(&mut self, step: &Step, geometry: Conv2d, input: &Tensor, error: &[i8], shift: u32) {
-        let pass = WeightGradient { geometry, signed: self.signed };
+    /// The gradient of the weights of some taps, in units of `2^(input.exponent + error_exponent)`.
+    fn weight_gradient(&self, step: &Step, input: &Tensor, taps: Range<usize>, gradient: &mut [i64]) {
+        let pass = WeightGradient { geometry: self.geometry(input.shape), signed: self.signed };
         let mut scratch = step.buffers.take_i32(pass.scratch_len(step.kernels));
-        pass.run(step.kernels, &mut self.weight.gradient, as_input(input), error, shift, &mut scratch);
+        gradient.fill(0);
+        for (part, error) in self.error.iter().enumerate() {
+            let shift = 8 * (self.error.len() - 1 - part) as u32;
+            pass.run(step.kernels, gradient, taps.clone(), as_input(input), error, shift, &mut scratch);
+        }
         step.buffers.give_i32(scratch);
     }
 }
@@ -121,8 +124,7 @@ impl Operator for Conv {
     fn forward(&mut self, step: &Step, inputs: &[&Tensor]) -> Tensor {
         let input = inputs[0];
         let geometry = self.geometry(input.shape);
-        self.pack(step, geometry);
-        let sums = self.accumulate(step, geometry, Direction::Forward, as_input(input));
+        let [sums] = self.accumulate(step, geometry, Direction::Forward, [as_input(input)]);
         let shape = Shape::new(input.shape.n, geometry.out_h(), geometry.out_w(), self.spec.channels);
         let exponent = input.exponent + self.weight.exponent;
         let bias = self.aligned_bias(exponent);
@@ -166,33 +168,50 @@ impl Operator for Conv {
             channel_sums(&mut bias.gradient, &error);
             bias.gradient_exponent = error.exponent;
         }
-        self.weight.gradient = step.buffers.take_i64(geometry.weights_len());
-        self.weight.gradient.fill(0);
-        self.weight.gradient_exponent = input.exponent + error.exponent;
+        self.error_exponent = error.exponent;
         let exponent = error.exponent + self.weight.exponent;
-        let data = match &error.mantissas {
+        let (data, error) = match error.mantissas {
             Mantissas::I8(e) => {
-                self.add_weight_gradient(step, geometry, input, e, 0);
-                wanted[0].then(|| {
-                    let sums = self.accumulate(step, geometry, Direction::Transposed, Input::I8(e));
+                let data = wanted[0].then(|| {
+                    let [sums] = self.accumulate(step, geometry, Direction::Transposed, [Input::I8(&e)]);
                     Tensor::i32(input.shape, exponent, sums)
-                })
+                });
+                (data, vec![e])
             }
             Mantissas::I16(e) => {
                 let (mut high, mut low) = (step.buffers.take_i8(e.len()), step.buffers.take_i8(e.len()));
-                requantize::split_i16(step.kernels, &mut high, &mut low, e);
-                self.add_weight_gradient(step, geometry, input, &high, 8);
-                self.add_weight_gradient(step, geometry, input, &low, 0);
+                requantize::split_i16(step.kernels, &mut high, &mut low, &e);
+                step.buffers.give_i16(e);
                 let data = wanted[0].then(|| self.combined(step, geometry, input.shape, [&high, &low], exponent));
-                step.buffers.give_i8(high);
-                step.buffers.give_i8(low);
-                data
+                (data, vec![high, low])
             }
             other => unreachable!("quantize_e2 returns 8 or 16 bits, not {other:?}"),
         };
-        step.buffers.give(error);
-        self.packed = false;
+        self.error = error;
         vec![data]
+    }
+
+    /// A few taps at a time: the gradient of all weights of a large layer would be the largest tensor of a step.
+    fn learn(&mut self, step: &Step, inputs: &[&Tensor], rate: &Rate) {
+        let per_tap = self.weight.shape[2] * self.spec.channels;
+        let taps = self.weight.master.len() / per_tap;
+        // Rounding a gradient to few bits needs the largest of all.
+        let at_once = if step.bits.g == 32 { (LEARNT_AT_ONCE / per_tap).clamp(1, taps) } else { taps };
+        let exponent = inputs[0].exponent + self.error_exponent;
+        let mut gradient = step.buffers.take_i64(at_once * per_tap);
+        let mut saturated = 0;
+        for first in (0..taps).step_by(at_once) {
+            let range = first..taps.min(first + at_once);
+            let gradient = &mut gradient[..range.len() * per_tap];
+            self.weight_gradient(step, inputs[0], range, gradient);
+            saturated += self.weight.descend(step, 0, rate, first * per_tap, gradient, exponent);
+        }
+        step.buffers.give_i64(gradient);
+        std::mem::take(&mut self.error).into_iter().for_each(|error| step.buffers.give_i8(error));
+        self.weight.regrid(step, 0, saturated);
+        if let Some(bias) = &mut self.bias {
+            bias.update(step, 1, rate);
+        }
     }
 
     fn parameters(&mut self) -> Vec<&mut Parameter> {
@@ -203,7 +222,7 @@ impl Operator for Conv {
 impl Conv {
     /// Backward-data of a 16-bit error as two exact 8-bit passes, `256·high + low`, rounded to 16 bits once.
     fn combined(&self, step: &Step, geometry: Conv2d, shape: Shape, parts: [&[i8]; 2], exponent: i32) -> Tensor {
-        let [high, low] = parts.map(|part| self.accumulate(step, geometry, Direction::Transposed, Input::I8(part)));
+        let [high, low] = self.accumulate(step, geometry, Direction::Transposed, parts.map(Input::I8));
         let contributions = [Contribution::I32(&high, 8), Contribution::I32(&low, 0)];
         let mut out = step.buffers.take_i16(shape.len());
         let dither = step.dither(Role::ErrorAtActivation, 1);

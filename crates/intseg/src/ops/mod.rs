@@ -10,7 +10,7 @@ pub mod max_pool;
 pub mod resize;
 
 use crate::buffers::Buffers;
-use crate::parameter::Parameter;
+use crate::parameter::{Parameter, Rate};
 use crate::tensor::{Mantissas, Tensor};
 use intseg_kernels::{Context, Dither, Role, requantize};
 
@@ -75,8 +75,8 @@ pub trait Operator: Send {
     /// Computes the output from the inputs and keeps what `backward` will need beyond inputs and output.
     fn forward(&mut self, step: &Step, inputs: &[&Tensor]) -> Tensor;
 
-    /// Takes the error at the output (8 or 16 bits, already summed over all consumers), leaves gradients in the
-    /// parameters, and returns for each input its part of the error, or `None` where that input needs none
+    /// Takes the error at the output (8 or 16 bits, already summed over all consumers), keeps what [`Operator::learn`]
+    /// will need of it, and returns for each input its part of the error, or `None` where that input needs none
     /// (`wanted[i]` is false) or gets none. Parts may be accumulators: whoever collects them requantises.
     /// The error's buffer goes back to [`Step::buffers`].
     fn backward(
@@ -87,6 +87,13 @@ pub trait Operator: Send {
         error: Tensor,
         wanted: &[bool],
     ) -> Vec<Option<Tensor>>;
+
+    /// Updates the parameters from what `backward` left.
+    fn learn(&mut self, step: &Step, _inputs: &[&Tensor], rate: &Rate) {
+        for (part, parameter) in self.parameters().into_iter().enumerate() {
+            parameter.update(step, part as u32, rate);
+        }
+    }
 
     /// The parameters, in a fixed order.
     fn parameters(&mut self) -> Vec<&mut Parameter> {

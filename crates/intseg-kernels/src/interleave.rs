@@ -1,0 +1,68 @@
+//! Four rows of bytes as groups of four: what the dot-product instructions read.
+
+/// `out[4·i + lane] = rows[lane][i] ^ flip`. Flipping with 0x80 adds 128 to signed bytes.
+///
+/// # Panics
+/// When a row is shorter than a quarter of `out`.
+#[inline(always)]
+pub(crate) fn interleave(out: &mut [u8], rows: [&[u8]; 4], flip: u8) {
+    let len = out.len() / 4;
+    let rows = rows.map(|row| &row[..len]);
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
+    let mut done = 0;
+    #[cfg(target_arch = "x86_64")]
+    {
+        let (chunks, _) = out.as_chunks_mut::<64>();
+        for out in chunks {
+            let part = rows.map(|row| row[done..].first_chunk().expect("16 bytes"));
+            interleave_16(out, part, flip);
+            done += 16;
+        }
+    }
+    for (i, out) in out[4 * done..].as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        *out = rows.map(|row| row[done + i] ^ flip);
+    }
+}
+
+/// Sixteen groups.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn interleave_16(out: &mut [u8; 64], rows: [&[u8; 16]; 4], flip: u8) {
+    use core::arch::x86_64::{
+        _mm_loadu_si128, _mm_set1_epi8, _mm_storeu_si128, _mm_unpackhi_epi8, _mm_unpackhi_epi16, _mm_unpacklo_epi8,
+        _mm_unpacklo_epi16, _mm_xor_si128,
+    };
+    // SAFETY: SSE2 is part of every x86-64; rows are 16 bytes, the output 64.
+    unsafe {
+        let [a, b, c, d] = rows.map(|row| _mm_loadu_si128(row.as_ptr().cast()));
+        let flip = _mm_set1_epi8(flip as i8);
+        let (ab, cd) =
+            ([_mm_unpacklo_epi8(a, b), _mm_unpackhi_epi8(a, b)], [_mm_unpacklo_epi8(c, d), _mm_unpackhi_epi8(c, d)]);
+        let groups = [
+            _mm_unpacklo_epi16(ab[0], cd[0]),
+            _mm_unpackhi_epi16(ab[0], cd[0]),
+            _mm_unpacklo_epi16(ab[1], cd[1]),
+            _mm_unpackhi_epi16(ab[1], cd[1]),
+        ];
+        for (k, four) in groups.into_iter().enumerate() {
+            _mm_storeu_si128(out.as_mut_ptr().add(16 * k).cast(), _mm_xor_si128(four, flip));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+    use std::vec::Vec;
+
+    #[test]
+    fn groups_hold_one_byte_of_every_row() {
+        for len in [0, 1, 15, 16, 17, 40, 64] {
+            let rows: Vec<Vec<u8>> = (0..4).map(|lane| (0..len).map(|i| (i * 7 + lane * 61) as u8).collect()).collect();
+            let mut out = vec![0; 4 * len];
+            interleave(&mut out, [&rows[0], &rows[1], &rows[2], &rows[3]], 0x80);
+            assert!(out.iter().enumerate().all(|(i, &byte)| byte == rows[i % 4][i / 4] ^ 0x80), "{len}");
+        }
+    }
+}
