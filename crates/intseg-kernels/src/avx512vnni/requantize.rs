@@ -1,11 +1,13 @@
 //! Requantisation, 16 channels at a time: exactly [`crate::conv::requantize`] in vector registers.
 
 use crate::conv::Requantizer;
+use crate::vector::Vector512;
 use core::arch::x86_64::{
-    __m512i, _mm_loadl_epi64, _mm256_loadu_si256, _mm512_add_epi64, _mm512_and_si512, _mm512_castsi256_si512,
+    __m512i, _mm_loadl_epi64, _mm256_loadu_si256, _mm512_add_epi64, _mm512_castsi256_si512, _mm512_cmpeq_epi64_mask,
     _mm512_cvtepi32_epi64, _mm512_cvtepu8_epi64, _mm512_cvtsepi64_epi32, _mm512_inserti64x4, _mm512_loadu_si512,
-    _mm512_max_epi32, _mm512_min_epi32, _mm512_mul_epi32, _mm512_set1_epi32, _mm512_set1_epi64, _mm512_sllv_epi64,
-    _mm512_srav_epi64, _mm512_srli_epi64, _mm512_storeu_si512, _mm512_sub_epi64,
+    _mm512_mask_and_epi64, _mm512_mask_set1_epi64, _mm512_max_epi32, _mm512_min_epi32, _mm512_mul_epi32,
+    _mm512_set1_epi32, _mm512_set1_epi64, _mm512_setzero_si512, _mm512_sllv_epi64, _mm512_srav_epi64,
+    _mm512_srli_epi64, _mm512_sub_epi64, _mm512_testn_epi64_mask,
 };
 
 /// The constants of 16 neighbouring channels, as two halves of 64-bit lanes.
@@ -19,12 +21,11 @@ pub(crate) struct Channels {
 #[derive(Clone, Copy)]
 struct Half {
     multiplier: __m512i,
+    /// The bias and half a unit.
     bias: __m512i,
     shift: __m512i,
-    /// `2^shift − 1`.
-    mask: __m512i,
-    /// `2^shift / 2 − 1`.
-    below_half: __m512i,
+    /// The bits that are dropped; all bits where none are.
+    dropped: __m512i,
 }
 
 impl Channels {
@@ -44,10 +45,11 @@ impl Channels {
             let bias = unsafe { _mm512_loadu_si512(bias.as_ptr().cast()) };
             // SAFETY: 8 bytes.
             let shift = _mm512_cvtepu8_epi64(unsafe { _mm_loadl_epi64(shift.as_ptr().cast()) });
-            let one = _mm512_set1_epi64(1);
-            let unit = _mm512_sllv_epi64(one, shift);
-            let below_half = _mm512_sub_epi64(_mm512_srli_epi64::<1>(unit), one);
-            Half { multiplier, bias, shift, mask: _mm512_sub_epi64(unit, one), below_half }
+            let unit = _mm512_sllv_epi64(_mm512_set1_epi64(1), shift);
+            let bias = _mm512_add_epi64(bias, _mm512_srli_epi64::<1>(unit));
+            let dropped = _mm512_sub_epi64(unit, _mm512_set1_epi64(1));
+            let none = _mm512_cmpeq_epi64_mask(dropped, _mm512_setzero_si512());
+            Half { multiplier, bias, shift, dropped: _mm512_mask_set1_epi64(dropped, none, -1) }
         };
         let (low, high) = (_mm512_set1_epi32(r.low), _mm512_set1_epi32(r.high));
         Channels { halves: [half(first), half(first + 8)], low, high }
@@ -55,25 +57,22 @@ impl Channels {
 
     /// Requantises 16 sums.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub fn apply(&self, sums: &[i32; 16]) -> [i32; 16] {
+    pub fn apply(&self, sums: &[i32; 16]) -> Vector512 {
         let [first, second] = [0, 1].map(|k| {
             let sums: &[i32; 8] = sums[8 * k..].first_chunk().expect("16 sums");
             let half = &self.halves[k];
             // SAFETY: 32 bytes.
             let sums = _mm512_cvtepi32_epi64(unsafe { _mm256_loadu_si256(sums.as_ptr().cast()) });
             let x = _mm512_add_epi64(_mm512_mul_epi32(sums, half.multiplier), half.bias);
-            // To nearest, ties to even: what is added is half a unit, less one where the floor is even. The mask makes
-            // it 0 where nothing is dropped.
-            let odd = _mm512_and_si512(_mm512_srav_epi64(x, half.shift), _mm512_set1_epi64(1));
-            let up = _mm512_and_si512(_mm512_add_epi64(half.below_half, odd), half.mask);
+            let up = _mm512_srav_epi64(x, half.shift);
+            // Half a unit was added, so nothing is left below the unit in a tie: then the even neighbour is meant.
+            // Where no bit is dropped, the mask finds a tie in 0 alone, which is even.
+            let tie = _mm512_testn_epi64_mask(x, half.dropped);
+            let even = _mm512_mask_and_epi64(up, tie, up, _mm512_set1_epi64(-2));
             // Saturation to 32 bits comes before a clamp that lies within them.
-            _mm512_cvtsepi64_epi32(_mm512_srav_epi64(_mm512_add_epi64(x, up), half.shift))
+            _mm512_cvtsepi64_epi32(even)
         });
         let values = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second);
-        let values = _mm512_min_epi32(_mm512_max_epi32(values, self.low), self.high);
-        let mut out = [0; 16];
-        // SAFETY: 64 bytes.
-        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), values) };
-        out
+        Vector512(_mm512_min_epi32(_mm512_max_epi32(values, self.low), self.high))
     }
 }

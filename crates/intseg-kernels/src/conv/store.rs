@@ -6,6 +6,7 @@ use crate::Isa;
 use crate::avx512vnni::requantize::Channels;
 use crate::pool::Disjoint;
 use crate::round::{half_even_i64, within};
+use crate::vector::Element;
 
 /// Takes finished sums. Implementations write to the pixels and channels that they are given and to no others.
 pub(crate) trait Store: Sync {
@@ -76,7 +77,7 @@ impl<'a> Requantized<'a> {
     /// # Safety
     /// As [`Store::store`].
     #[inline(always)]
-    unsafe fn write<T>(&self, out: &Disjoint<T>, tile: &Tile, narrow: impl Fn(i32) -> T) {
+    unsafe fn write<T: Element>(&self, out: &Disjoint<T>, tile: &Tile, narrow: impl Fn(i32) -> T) {
         let Tile { sums, row, pixels, first, channels } = *tile;
         let place = |pixel: usize| pixel * self.stride + self.offset + first;
         #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
@@ -92,7 +93,7 @@ impl<'a> Requantized<'a> {
                     let out: &mut [T; 16] = unsafe { out.piece(at, at + 16) }.try_into().expect("16 results");
                     let values = values[done..].first_chunk().expect("a row holds its channels");
                     // SAFETY: as for the constants.
-                    *out = unsafe { constants.apply(values) }.map(&narrow);
+                    T::store(unsafe { constants.apply(values) }, out);
                 }
                 done += 16;
             }

@@ -15,7 +15,7 @@ use core::arch::x86_64::{
 
 /// Sixteen lanes.
 #[derive(Clone, Copy)]
-pub(crate) struct Vector512(__m512i);
+pub(crate) struct Vector512(pub(crate) __m512i);
 
 impl Vector for Vector512 {
     type Mask = __mmask16;

@@ -10,6 +10,8 @@ mod avx512;
 mod portable;
 
 use crate::Isa;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Vector512;
 
 /// Lanes of a [`Vector`].
 pub const LANES: usize = 16;
