@@ -7,21 +7,29 @@
 #[inline(always)]
 pub(crate) fn interleave(out: &mut [u8], rows: [&[u8]; 4], flip: u8) {
     let len = out.len() / 4;
-    let rows = rows.map(|row| &row[..len]);
+    let [a, b, c, d] = rows;
+    let (a, b, c, d) = (&a[..len], &b[..len], &c[..len], &d[..len]);
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
     let mut done = 0;
     #[cfg(target_arch = "x86_64")]
     {
-        let (chunks, _) = out.as_chunks_mut::<64>();
-        for out in chunks {
-            let part = rows.map(|row| row[done..].first_chunk().expect("16 bytes"));
-            interleave_16(out, part, flip);
+        let out = out.as_chunks_mut::<64>().0.iter_mut();
+        let ([a, b], [c, d]) = ([chunks(a), chunks(b)], [chunks(c), chunks(d)]);
+        for ((((out, a), b), c), d) in out.zip(a).zip(b).zip(c).zip(d) {
+            interleave_16(out, [a, b, c, d], flip);
             done += 16;
         }
     }
     for (i, out) in out[4 * done..].as_chunks_mut::<4>().0.iter_mut().enumerate() {
-        *out = rows.map(|row| row[done + i] ^ flip);
+        let i = done + i;
+        *out = [a[i] ^ flip, b[i] ^ flip, c[i] ^ flip, d[i] ^ flip];
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn chunks(row: &[u8]) -> &[[u8; 16]] {
+    row.as_chunks().0
 }
 
 /// Sixteen groups.
@@ -34,7 +42,9 @@ fn interleave_16(out: &mut [u8; 64], rows: [&[u8; 16]; 4], flip: u8) {
     };
     // SAFETY: SSE2 is part of every x86-64; rows are 16 bytes, the output 64.
     unsafe {
-        let [a, b, c, d] = rows.map(|row| _mm_loadu_si128(row.as_ptr().cast()));
+        let [a, b, c, d] = rows;
+        let (a, b) = (_mm_loadu_si128(a.as_ptr().cast()), _mm_loadu_si128(b.as_ptr().cast()));
+        let (c, d) = (_mm_loadu_si128(c.as_ptr().cast()), _mm_loadu_si128(d.as_ptr().cast()));
         let flip = _mm_set1_epi8(flip as i8);
         let (ab, cd) =
             ([_mm_unpacklo_epi8(a, b), _mm_unpackhi_epi8(a, b)], [_mm_unpacklo_epi8(c, d), _mm_unpackhi_epi8(c, d)]);

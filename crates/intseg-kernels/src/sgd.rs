@@ -9,11 +9,11 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 const PIECE: usize = 1 << 13;
 
 /// The largest magnitude of exact gradient sums.
-pub fn max_magnitude_i64(ctx: Context, values: &[i64]) -> u64 {
+pub fn max_magnitude<G: Sum>(ctx: Context, values: &[G]) -> u64 {
     let largest = AtomicU64::new(0);
     ctx.pool.run(values.len().div_ceil(PIECE), &|piece, _| {
         let values = &values[piece * PIECE..values.len().min((piece + 1) * PIECE)];
-        let here = values.iter().fold(0, |max: u64, v| max.max(v.unsigned_abs()));
+        let here = values.iter().fold(0, |max: u64, &v| max.max(v.into().unsigned_abs()));
         largest.fetch_max(here, Ordering::Relaxed);
     });
     largest.into_inner()
@@ -41,61 +41,118 @@ pub struct Update {
     pub limit: i32,
 }
 
+/// A type that exact gradient sums are held in.
+pub trait Sum: Copy + Send + Sync + Into<i64> {
+    /// The sum and another value; the caller knows that it fits.
+    fn plus(self, value: i64) -> Self;
+}
+
+impl Sum for i32 {
+    #[inline(always)]
+    fn plus(self, value: i64) -> Self {
+        self.wrapping_add(value as i32)
+    }
+}
+
+impl Sum for i64 {
+    #[inline(always)]
+    fn plus(self, value: i64) -> Self {
+        self + value
+    }
+}
+
+/// Fractional bits of momentum units that the terms of an update are added in, before one rounding.
+const FRACTION: u32 = 24;
+
 /// Updates momenta and masters from exact gradient sums; returns how many masters lie beyond the limit.
 ///
-/// `v ← round(v · momentum) + round(g · rate) + round(w · decay)`, `w ← w − round(v / 2^8)`, every rounding
-/// stochastic. Nothing wraps: momenta and masters saturate at 31 bits.
+/// `v ← round(v · momentum + g · rate + w · decay)`, `w ← w − round(v / 2^8)`, both roundings stochastic. Nothing wraps:
+/// momenta and masters saturate at 31 bits.
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn update(
+pub fn update<G: Sum>(
     ctx: Context,
     master: &mut [i32],
     momentum: &mut [i32],
-    gradient: &[i64],
+    gradient: &[G],
     u: &Update,
     dither: Dither,
 ) -> usize {
     assert!(master.len() == momentum.len() && master.len() == gradient.len(), "lengths");
     let outside = AtomicUsize::new(0);
     let momentum = Disjoint::new(momentum);
+    let constants = Constants::new(u);
     for_each_piece(ctx.pool, master, PIECE, |piece, master, _| {
         let from = piece * PIECE;
         // SAFETY: the same range of indices as the piece of masters, which is this task's alone.
         let momentum = unsafe { momentum.piece(from, from + master.len()) };
         let gradient = &gradient[from..][..master.len()];
+        let first = u.first + from;
         let count = ctx.isa.vectorize(
             #[inline(always)]
             || {
                 let mut count = 0;
                 for (i, ((w, v), &g)) in master.iter_mut().zip(momentum).zip(gradient).enumerate() {
-                    count += usize::from(update_one(w, v, g, u, dither, u.first + from + i));
+                    let g = match u.gradient_shift {
+                        0 => g.into(),
+                        shift => stochastic_i64(g.into(), shift, dither.at(3 * (first + i))),
+                    };
+                    let bits = [1, 2].map(|k| dither.at(3 * (first + i) + k));
+                    count += u32::from(update_one(w, v, g, &constants, bits));
                 }
                 count
             },
         );
-        outside.fetch_add(count, Ordering::Relaxed);
+        outside.fetch_add(count as usize, Ordering::Relaxed);
     });
     outside.into_inner()
 }
 
+/// An update as shifts and factors.
+#[derive(Clone, Copy)]
+struct Constants {
+    rate: i64,
+    /// `(g · rate)`, within `±limit`, is shifted left and then right.
+    left: u32,
+    right: u32,
+    term_limit: i64,
+    decay: i64,
+    momentum: i64,
+    coarse: u32,
+    limit: u32,
+}
+
+impl Constants {
+    fn new(u: &Update) -> Self {
+        let shift = u.rate_shift - FRACTION as i32;
+        // A left shift this long would be an update far beyond the grid: it saturates.
+        let left = (-shift).clamp(0, 60) as u32;
+        Constants {
+            rate: u.rate.into(),
+            left,
+            right: shift.clamp(0, 63) as u32,
+            term_limit: (1 << 61) >> left,
+            // A product with a 31-bit master stays below 2^61.
+            decay: u.decay_q40.min(1 << 30) as i64,
+            momentum: u.momentum_q15.into(),
+            coarse: u.coarse,
+            limit: u.limit as u32,
+        }
+    }
+}
+
 #[inline(always)]
-fn update_one(w: &mut i32, v: &mut i32, g: i64, u: &Update, dither: Dither, index: usize) -> bool {
-    // Five independent roundings draw from five streams of one element.
-    let bits = |k: usize| dither.at(index * 5 + k);
-    let g = stochastic_i64(g, u.gradient_shift, bits(0));
-    let step = match u.rate_shift {
-        0.. => stochastic_i64(g * i64::from(u.rate), (u.rate_shift as u32).min(62), bits(1)),
-        // A left shift this long would be an update far beyond the grid: it saturates below.
-        left => (g * i64::from(u.rate)).clamp(-(1 << 31), 1 << 31) << left.unsigned_abs().min(31),
-    };
-    let decay = stochastic_i64(i64::from(*w) * u.decay_q40 as i64, 32, bits(2));
-    let kept = stochastic_i64(i64::from(*v) * i64::from(u.momentum_q15), 15, bits(3));
-    let sum = kept.saturating_add(step).saturating_add(decay);
-    *v = sum.clamp(-i64::from(i32::MAX), i32::MAX.into()) as i32;
-    let moved = w.saturating_sub(stochastic_i32(*v, 8 + u.coarse, bits(4)) << u.coarse);
-    *w = moved.clamp(-i32::MAX, i32::MAX);
-    w.unsigned_abs() > u.limit as u32
+fn update_one(w: &mut i32, v: &mut i32, g: i64, c: &Constants, bits: [u32; 2]) -> bool {
+    let step = (within(g * c.rate, -c.term_limit, c.term_limit) << c.left) >> c.right;
+    let decay = (i64::from(*w) * c.decay) >> (32 - FRACTION);
+    let kept = (i64::from(*v) * c.momentum) << (FRACTION - 15);
+    let sum = kept + step + decay;
+    let rounded = (sum + i64::from(bits[0] >> (32 - FRACTION))) >> FRACTION;
+    *v = within(rounded, -i64::from(i32::MAX), i32::MAX.into()) as i32;
+    let moved = i64::from(*w) - (i64::from(stochastic_i32(*v, 8 + c.coarse, bits[1])) << c.coarse);
+    *w = within(moved, -i64::from(i32::MAX), i32::MAX.into()) as i32;
+    w.unsigned_abs() > c.limit
 }
 
 /// The 8-bit integers in use: masters of `fraction` fractional bits to nearest, on a grid of `2^coarse` over ±127.

@@ -2,7 +2,7 @@
 
 use crate::ops::Step;
 use intseg_kernels::round::{bit_length, half_even_i32, half_even_i64};
-use intseg_kernels::sgd::{self, Update};
+use intseg_kernels::sgd::{self, Sum, Update};
 use intseg_kernels::{Context, Dither, Role};
 
 /// How a parameter is stored and used.
@@ -148,19 +148,19 @@ impl Parameter {
 
     /// One step for the values from `first` on, as many as the gradient has; returns how many masters it left outside
     /// the grid. The gradient is in units of `2^exponent`. With fewer than 32 bits of G it must be that of all values.
-    pub fn descend(
+    pub fn descend<G: Sum>(
         &mut self,
         step: &Step,
         part: u32,
         rate: &Rate,
         first: usize,
-        gradient: &[i64],
+        gradient: &[G],
         exponent: i32,
     ) -> usize {
         let ctx = step.kernels;
         let gradient_shift = match step.bits.g {
             32 => 0,
-            bits => sgd::gradient_shift(sgd::max_magnitude_i64(ctx, gradient), bits),
+            bits => sgd::gradient_shift(sgd::max_magnitude(ctx, gradient), bits),
         };
         let momentum_exponent = self.exponent - self.kind.fraction_bits() as i32 - 8;
         let weight = self.kind == Kind::Weight;

@@ -9,6 +9,7 @@ use super::{Conv2d, Input, Line};
 use crate::bytes::as_u8;
 use crate::interleave::interleave;
 use crate::pool::Disjoint;
+use crate::sgd::Sum;
 use crate::{Context, Isa, scalar};
 #[cfg(target_arch = "x86_64")]
 use crate::{avx2, avx512vnni::convolution::Kernel};
@@ -74,6 +75,12 @@ impl WeightGradient {
         Blocks::new(&self.geometry, tile, threads).scratch_per_worker() * threads
     }
 
+    /// Whether the sums over all pixels fit 32 bits.
+    pub fn is_narrow(&self) -> bool {
+        let pixels = self.geometry.batch * self.geometry.out_h() * self.geometry.out_w();
+        pixels <= FLUSH
+    }
+
     /// Rows and columns of the AVX-512 micro-kernel that wastes least.
     fn tile(&self) -> [usize; 2] {
         let waste = |mr: &usize| self.geometry.c_in.div_ceil(*mr) * (mr + 1);
@@ -83,15 +90,15 @@ impl WeightGradient {
 
     /// Adds the `sums << shift` of some taps to `out`, `[taps, C_in, C_out]` with the taps of the kernel row by row.
     /// `error` is `[N, out_h, out_w, c_out]`, −128..=127.
-    /// i32 partial sums are flushed into i64 before they can wrap.
+    /// 32-bit partial sums are flushed before they can wrap. `out` may have 32 bits where [`WeightGradient::is_narrow`].
     ///
     /// # Panics
     /// When a slice has another length than the geometry says, or the input another sign than the plan.
     #[allow(clippy::too_many_arguments, reason = "the operands of the product")]
-    pub fn run(
+    pub fn run<S: Sum>(
         &self,
         ctx: Context,
-        out: &mut [i64],
+        out: &mut [S],
         taps: Range<usize>,
         input: Input,
         error: &[i8],
@@ -128,11 +135,11 @@ impl WeightGradient {
     }
 
     #[allow(clippy::too_many_arguments, reason = "the operands of the product")]
-    fn run_with<K: MicroKernel>(
+    fn run_with<K: MicroKernel, S: Sum>(
         &self,
         kernel: K,
         ctx: Context,
-        out: &mut [i64],
+        out: &mut [S],
         taps: Range<usize>,
         input: Input,
         error: &[i8],
@@ -347,7 +354,7 @@ impl<'a> Block<'a> {
     ///
     /// # Safety
     /// No other block of the same tap and channels may flush at the same time.
-    unsafe fn flush(&mut self, out: &Disjoint<i64>, [mr, nr]: [usize; 2], shift: u32) {
+    unsafe fn flush<S: Sum>(&mut self, out: &Disjoint<S>, [mr, nr]: [usize; 2], shift: u32) {
         let row_tiles = self.packed_rows / mr;
         for panel in 0..self.columns[1].div_ceil(nr) {
             let width = nr.min(self.columns[1] - panel * nr);
@@ -358,7 +365,7 @@ impl<'a> Block<'a> {
                 let out = unsafe { out.piece(at, at + width) };
                 let biases = &self.error_sums[panel * nr..];
                 for ((out, &sum), &bias) in out.iter_mut().zip(sums).zip(biases) {
-                    *out += (i64::from(sum) - 128 * i64::from(bias)) << shift;
+                    *out = out.plus((i64::from(sum) - 128 * i64::from(bias)) << shift);
                 }
             }
         }

@@ -3,13 +3,14 @@
 use crate::Context;
 use crate::conv::{Conv2d, Input};
 use crate::pool::for_each_piece;
+use crate::sgd::Sum;
 use core::ops::Range;
 
 /// Adds the gradient's sums, `2^shift` times, to `out`; one task an input channel of a tap.
-pub(crate) fn run(
+pub(crate) fn run<S: Sum>(
     g: &Conv2d,
     ctx: Context,
-    out: &mut [i64],
+    out: &mut [S],
     taps: Range<usize>,
     input: Input,
     error: &[i8],
@@ -21,10 +22,10 @@ pub(crate) fn run(
     }
 }
 
-fn run_typed<T: Copy + Into<i64> + Sync>(
+fn run_typed<T: Copy + Into<i64> + Sync, S: Sum>(
     g: &Conv2d,
     ctx: Context,
-    out: &mut [i64],
+    out: &mut [S],
     taps: Range<usize>,
     input: &[T],
     error: &[i8],
@@ -42,7 +43,7 @@ fn run_typed<T: Copy + Into<i64> + Sync>(
             let (Some(y), Some(x)) = (source(y, dy, 0, g.in_h), source(x, dx, 1, g.in_w)) else { continue };
             let value: i64 = input[((n * g.in_h + y) * g.in_w + x) * g.c_in + channel].into();
             if value != 0 {
-                sums.iter_mut().zip(errors).for_each(|(sum, &e)| *sum += (value * i64::from(e)) << shift);
+                sums.iter_mut().zip(errors).for_each(|(sum, &e)| *sum = sum.plus((value * i64::from(e)) << shift));
             }
         }
     });

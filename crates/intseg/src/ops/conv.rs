@@ -5,6 +5,7 @@ use crate::graph::{ConvOutput, ConvSpec};
 use crate::parameter::{Parameter, Rate};
 use crate::tensor::{Mantissas, Shape, Tensor};
 use intseg_kernels::requantize::{self, Contribution};
+use intseg_kernels::sgd::Sum;
 use intseg_kernels::{Context, Conv2d, Convolution, Direction, Dither, Input, Role, WeightGradient, Weights};
 use std::ops::Range;
 
@@ -108,15 +109,58 @@ impl Conv {
     }
 
     /// The gradient of the weights of some taps, in units of `2^(input.exponent + error_exponent)`.
-    fn weight_gradient(&self, step: &Step, input: &Tensor, taps: Range<usize>, gradient: &mut [i64]) {
-        let pass = WeightGradient { geometry: self.geometry(input.shape), signed: self.signed };
+    fn weight_gradient<S: Sum>(
+        &self,
+        step: &Step,
+        pass: WeightGradient,
+        input: &Tensor,
+        taps: Range<usize>,
+        gradient: &mut [S],
+    ) {
         let mut scratch = step.buffers.take_i32(pass.scratch_len(step.kernels));
-        gradient.fill(0);
         for (part, error) in self.error.iter().enumerate() {
             let shift = 8 * (self.error.len() - 1 - part) as u32;
             pass.run(step.kernels, gradient, taps.clone(), as_input(input), error, shift, &mut scratch);
         }
         step.buffers.give_i32(scratch);
+    }
+}
+
+impl Conv {
+    /// Weights of one tap.
+    fn per_tap(&self) -> usize {
+        self.weight.shape[2] * self.spec.channels
+    }
+
+    /// Taps whose gradient is computed at once. Rounding a gradient to few bits needs the largest of all.
+    fn learnt_at_once(&self, step: &Step) -> usize {
+        let taps = self.weight.master.len() / self.per_tap();
+        if step.bits.g == 32 { (LEARNT_AT_ONCE / self.per_tap()).clamp(1, taps) } else { taps }
+    }
+
+    /// Computes the gradient and updates the weights, as many taps at a time as `gradient` holds: the gradient of all
+    /// weights of a large layer would be the largest tensor of a step. Returns how many masters left their grid.
+    fn learn_weights<S: Sum>(
+        &mut self,
+        step: &Step,
+        pass: WeightGradient,
+        input: &Tensor,
+        rate: &Rate,
+        gradient: &mut [S],
+        zero: S,
+    ) -> usize {
+        let per_tap = self.per_tap();
+        let taps = self.weight.master.len() / per_tap;
+        let exponent = input.exponent + self.error_exponent;
+        let mut saturated = 0;
+        for first in (0..taps).step_by(gradient.len() / per_tap) {
+            let range = first..taps.min(first + gradient.len() / per_tap);
+            let gradient = &mut gradient[..range.len() * per_tap];
+            gradient.fill(zero);
+            self.weight_gradient(step, pass, input, range, gradient);
+            saturated += self.weight.descend(step, 0, rate, first * per_tap, gradient, exponent);
+        }
+        saturated
     }
 }
 
@@ -191,22 +235,20 @@ impl Operator for Conv {
         vec![data]
     }
 
-    /// A few taps at a time: the gradient of all weights of a large layer would be the largest tensor of a step.
     fn learn(&mut self, step: &Step, inputs: &[&Tensor], rate: &Rate) {
-        let per_tap = self.weight.shape[2] * self.spec.channels;
-        let taps = self.weight.master.len() / per_tap;
-        // Rounding a gradient to few bits needs the largest of all.
-        let at_once = if step.bits.g == 32 { (LEARNT_AT_ONCE / per_tap).clamp(1, taps) } else { taps };
-        let exponent = inputs[0].exponent + self.error_exponent;
-        let mut gradient = step.buffers.take_i64(at_once * per_tap);
-        let mut saturated = 0;
-        for first in (0..taps).step_by(at_once) {
-            let range = first..taps.min(first + at_once);
-            let gradient = &mut gradient[..range.len() * per_tap];
-            self.weight_gradient(step, inputs[0], range, gradient);
-            saturated += self.weight.descend(step, 0, rate, first * per_tap, gradient, exponent);
-        }
-        step.buffers.give_i64(gradient);
+        let pass = WeightGradient { geometry: self.geometry(inputs[0].shape), signed: self.signed };
+        let at_once = self.learnt_at_once(step);
+        let saturated = if pass.is_narrow() && self.error.len() == 1 {
+            let mut gradient = step.buffers.take_i32(at_once * self.per_tap());
+            let saturated = self.learn_weights(step, pass, inputs[0], rate, &mut gradient, 0);
+            step.buffers.give_i32(gradient);
+            saturated
+        } else {
+            let mut gradient = step.buffers.take_i64(at_once * self.per_tap());
+            let saturated = self.learn_weights(step, pass, inputs[0], rate, &mut gradient, 0);
+            step.buffers.give_i64(gradient);
+            saturated
+        };
         std::mem::take(&mut self.error).into_iter().for_each(|error| step.buffers.give_i8(error));
         self.weight.regrid(step, 0, saturated);
         if let Some(bias) = &mut self.bias {
