@@ -3,6 +3,7 @@
 use crate::pool::for_each_piece;
 use crate::round::{bit_length, half_even_i32, half_even_i64, stochastic_i32, stochastic_i64, within};
 use crate::{Context, Dither};
+use core::ops::AddAssign;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Elements that one task handles.
@@ -202,8 +203,19 @@ impl Contribution<'_> {
         }
     }
 
+    /// Bits that the aligned values can take, without their sign.
+    fn bits(&self, ctx: Context) -> i32 {
+        let (bits, shift) = match *self {
+            Contribution::U8(_, shift) => (8, shift),
+            Contribution::I8(_, shift) => (7, shift),
+            Contribution::I16(_, shift) => (15, shift),
+            Contribution::I32(values, shift) => (bit_length(max_magnitude(ctx, values).into()) as i32, shift),
+        };
+        bits + shift
+    }
+
     #[inline(always)]
-    fn add_to(&self, sums: &mut [i64], from: usize) {
+    fn add_to<W: Wide>(&self, sums: &mut [W], from: usize) {
         match *self {
             Contribution::U8(values, shift) => add_aligned(sums, &values[from..], shift),
             Contribution::I8(values, shift) => add_aligned(sums, &values[from..], shift),
@@ -213,24 +225,78 @@ impl Contribution<'_> {
     }
 }
 
+/// Whether the sum of contributions fits 32 bits, half a unit of a right shift included.
+fn fits_32(ctx: Context, parts: &[Contribution]) -> bool {
+    let room = 30 - (parts.len() as u32).next_power_of_two().trailing_zeros() as i32;
+    let in_range = |part: &Contribution| {
+        let (Contribution::U8(_, shift)
+        | Contribution::I8(_, shift)
+        | Contribution::I16(_, shift)
+        | Contribution::I32(_, shift)) = part;
+        (-31..=Contribution::MAX_SHIFT).contains(shift)
+    };
+    parts.iter().all(in_range) && parts.iter().all(|part| part.bits(ctx) <= room)
+}
+
+/// The integers that contributions are added in.
+trait Wide: Copy + Default + Ord + AddAssign + Into<i64> {
+    /// `value · 2^shift`, rounded to nearest if `shift` is negative.
+    fn aligned(value: i32, shift: i32) -> Self;
+    fn half_even(self, shift: u32) -> Self;
+    fn stochastic(self, shift: u32, bits: u32) -> Self;
+}
+
+impl Wide for i32 {
+    #[inline(always)]
+    fn aligned(value: i32, shift: i32) -> Self {
+        if shift >= 0 { value << shift } else { half_even_i32(value, shift.unsigned_abs()) }
+    }
+    #[inline(always)]
+    fn half_even(self, shift: u32) -> Self {
+        half_even_i32(self, shift.min(31))
+    }
+    #[inline(always)]
+    fn stochastic(self, shift: u32, bits: u32) -> Self {
+        stochastic_i32(self, shift, bits)
+    }
+}
+
+impl Wide for i64 {
+    #[inline(always)]
+    fn aligned(value: i32, shift: i32) -> Self {
+        match shift {
+            0.. => i64::from(value) << shift,
+            _ => half_even_i64(value.into(), shift.unsigned_abs().min(62)),
+        }
+    }
+    #[inline(always)]
+    fn half_even(self, shift: u32) -> Self {
+        half_even_i64(self, shift)
+    }
+    #[inline(always)]
+    fn stochastic(self, shift: u32, bits: u32) -> Self {
+        stochastic_i64(self, shift, bits)
+    }
+}
+
 #[inline(always)]
-fn add_aligned<T: Copy + Into<i64>>(sums: &mut [i64], values: &[T], shift: i32) {
+fn add_aligned<T: Copy + Into<i32>, W: Wide>(sums: &mut [W], values: &[T], shift: i32) {
+    // Two loops: a shift of either direction in one would not be vectorised.
     if shift >= 0 {
-        sums.iter_mut().zip(values).for_each(|(sum, &v)| *sum += v.into() << shift);
+        sums.iter_mut().zip(values).for_each(|(sum, &v)| *sum += W::aligned(v.into(), shift));
     } else {
-        let shift = shift.unsigned_abs().min(62);
-        sums.iter_mut().zip(values).for_each(|(sum, &v)| *sum += half_even_i64(v.into(), shift));
+        sums.iter_mut().zip(values).for_each(|(sum, &v)| *sum += W::aligned(v.into(), shift));
     }
 }
 
 /// Calls `visit(first index, sums)` for the aligned sums of a range, block by block.
 #[inline(always)]
-fn for_each_block(parts: &[Contribution], from: usize, to: usize, mut visit: impl FnMut(usize, &[i64])) {
-    let mut sums = [0i64; BLOCK];
+fn for_each_block<W: Wide>(parts: &[Contribution], from: usize, to: usize, mut visit: impl FnMut(usize, &[W])) {
+    let mut sums = [W::default(); BLOCK];
     let mut at = from;
     while at < to {
         let sums = &mut sums[..BLOCK.min(to - at)];
-        sums.fill(0);
+        sums.fill(W::default());
         parts.iter().for_each(|part| part.add_to(sums, at));
         visit(at, sums);
         at += BLOCK;
@@ -239,27 +305,54 @@ fn for_each_block(parts: &[Contribution], from: usize, to: usize, mut visit: imp
 
 /// The smallest and the largest sum of contributions; 0 counts as one of them.
 pub fn range_of_sum(ctx: Context, parts: &[Contribution]) -> (i64, i64) {
+    match fits_32(ctx, parts) {
+        true => range_in::<i32>(ctx, parts),
+        false => range_in::<i64>(ctx, parts),
+    }
+}
+
+fn range_in<W: Wide>(ctx: Context, parts: &[Contribution]) -> (i64, i64) {
     let len = parts.first().map_or(0, Contribution::len);
     let (low, high) = (AtomicU64::new(0), AtomicU64::new(0));
     ctx.pool.run(len.div_ceil(PIECE), &|piece, _| {
         let (min, max) = ctx.isa.vectorize(
             #[inline(always)]
             || {
-                let mut ends = (0, 0);
-                for_each_block(parts, piece * PIECE, len.min((piece + 1) * PIECE), |_, sums| {
-                    ends = sums.iter().fold(ends, |(a, b): (i64, i64), &v| (a.min(v), b.max(v)));
-                });
+                let mut ends = (W::default(), W::default());
+                for_each_block(
+                    parts,
+                    piece * PIECE,
+                    len.min((piece + 1) * PIECE),
+                    #[inline(always)]
+                    |_, sums: &[W]| {
+                        ends = sums.iter().fold(ends, |(a, b), &v| (a.min(v), b.max(v)));
+                    },
+                );
                 ends
             },
         );
-        low.fetch_max(min.unsigned_abs(), Ordering::Relaxed);
-        high.fetch_max(max.unsigned_abs(), Ordering::Relaxed);
+        low.fetch_max(min.into().unsigned_abs(), Ordering::Relaxed);
+        high.fetch_max(max.into().unsigned_abs(), Ordering::Relaxed);
     });
     (-(low.into_inner() as i64), high.into_inner() as i64)
 }
 
 /// `out = clamp(half_even(Σ parts / 2^shift), low, high)`, where `narrow` casts.
 pub fn sum_to_nearest<T: Send>(
+    ctx: Context,
+    out: &mut [T],
+    parts: &[Contribution],
+    shift: u32,
+    range: [i64; 2],
+    narrow: impl Fn(i64) -> T + Sync + Copy,
+) {
+    match fits_32(ctx, parts) {
+        true => nearest_in::<i32, T>(ctx, out, parts, shift, range, narrow),
+        false => nearest_in::<i64, T>(ctx, out, parts, shift, range, narrow),
+    }
+}
+
+fn nearest_in<W: Wide, T: Send>(
     ctx: Context,
     out: &mut [T],
     parts: &[Contribution],
@@ -273,11 +366,17 @@ pub fn sum_to_nearest<T: Send>(
         ctx.isa.vectorize(
             #[inline(always)]
             || {
-                for_each_block(parts, from, from + out.len(), |at, sums| {
-                    for (out, &v) in out[at - from..].iter_mut().zip(sums) {
-                        *out = narrow(within(half_even_i64(v, shift), low, high));
-                    }
-                });
+                for_each_block(
+                    parts,
+                    from,
+                    from + out.len(),
+                    #[inline(always)]
+                    |at, sums: &[W]| {
+                        for (out, &v) in out[at - from..].iter_mut().zip(sums) {
+                            *out = narrow(within(v.half_even(shift).into(), low, high));
+                        }
+                    },
+                );
             },
         );
     });
@@ -306,46 +405,56 @@ fn collect<T: Send>(
     narrow: impl Fn(i64) -> T + Sync + Copy,
 ) -> u32 {
     assert!(parts.iter().all(|part| part.len() == out.len()), "contributions");
-    let len = out.len();
-    let largest = match parts {
-        [Contribution::I32(values, 0)] => max_magnitude(ctx, values).into(),
-        _ => {
-            let largest = AtomicU64::new(0);
-            ctx.pool.run(len.div_ceil(PIECE), &|piece, _| {
-                let here = ctx.isa.vectorize(
-                    #[inline(always)]
-                    || {
-                        let mut max = 0;
-                        for_each_block(parts, piece * PIECE, len.min((piece + 1) * PIECE), |_, sums| {
-                            max = sums.iter().fold(max, |max: u64, v| max.max(v.unsigned_abs()));
-                        });
-                        max
-                    },
-                );
-                largest.fetch_max(here, Ordering::Relaxed);
-            });
-            largest.into_inner()
-        }
-    };
-    let shift = shift_for(largest, bits - 1);
+    if let [Contribution::I32(values, 0)] = parts {
+        let shift = shift_for(max_magnitude(ctx, values).into(), bits - 1);
+        let limit = (1 << (bits - 1)) - 1;
+        for_each_piece(ctx.pool, out, PIECE, |piece, out, _| {
+            let from = piece * PIECE;
+            ctx.isa.vectorize(
+                #[inline(always)]
+                || {
+                    for (i, (out, &v)) in out.iter_mut().zip(&values[from..]).enumerate() {
+                        let rounded = within(stochastic_i32(v, shift, dither.at(from + i)), -limit, limit);
+                        *out = narrow(rounded.into());
+                    }
+                },
+            );
+        });
+        return shift;
+    }
+    match fits_32(ctx, parts) {
+        true => collect_in::<i32, T>(ctx, out, parts, bits, dither, narrow),
+        false => collect_in::<i64, T>(ctx, out, parts, bits, dither, narrow),
+    }
+}
+
+fn collect_in<W: Wide, T: Send>(
+    ctx: Context,
+    out: &mut [T],
+    parts: &[Contribution],
+    bits: u32,
+    dither: Dither,
+    narrow: impl Fn(i64) -> T + Sync + Copy,
+) -> u32 {
+    let (low, high) = range_in::<W>(ctx, parts);
+    let shift = shift_for(low.unsigned_abs().max(high.unsigned_abs()), bits - 1);
     let limit = (1i64 << (bits - 1)) - 1;
     for_each_piece(ctx.pool, out, PIECE, |piece, out, _| {
         let from = piece * PIECE;
         ctx.isa.vectorize(
             #[inline(always)]
-            || match parts {
-                [Contribution::I32(values, 0)] => {
-                    let limit = limit as i32;
-                    for (i, (out, &v)) in out.iter_mut().zip(&values[from..]).enumerate() {
-                        let rounded = within(stochastic_i32(v, shift, dither.at(from + i)), -limit, limit);
-                        *out = narrow(rounded.into());
-                    }
-                }
-                _ => for_each_block(parts, from, from + out.len(), |at, sums| {
-                    for (i, (out, &v)) in out[at - from..].iter_mut().zip(sums).enumerate() {
-                        *out = narrow(within(stochastic_i64(v, shift, dither.at(at + i)), -limit, limit));
-                    }
-                }),
+            || {
+                for_each_block(
+                    parts,
+                    from,
+                    from + out.len(),
+                    #[inline(always)]
+                    |at, sums: &[W]| {
+                        for (i, (out, &v)) in out[at - from..].iter_mut().zip(sums).enumerate() {
+                            *out = narrow(within(v.stochastic(shift, dither.at(at + i)).into(), -limit, limit));
+                        }
+                    },
+                );
             },
         );
     });
