@@ -7,7 +7,7 @@
 //! Weights are packed in panels of `NR` output channels: `[panel][tap][c4][NR][4]`, the last index running over four
 //! input channels, as the dot-product instructions want it.
 
-use super::phase::{Phase, phases};
+use super::phase::{Phase, Regions, phases};
 use super::store::Store;
 use super::{Convolution, Direction, Input, Line};
 use crate::Context;
@@ -185,25 +185,72 @@ pub(crate) fn run<K: MicroKernel, S: Store>(
     let panels = target.div_ceil(K::NR);
     let group = (PANEL_BYTES / (job.panel_lines * 64).max(1)).clamp(1, panels);
     let groups = panels.div_ceil(group);
-    for phase in phases(&plan.geometry, plan.direction) {
-        let tiles = (plan.geometry.batch * phase.count[0] * phase.count[1]).div_ceil(K::MR);
-        // Enough tasks for balance, each long enough to be worth handing out.
-        let chunk = tiles.div_ceil(ctx.pool.threads() * 8).max(4);
-        let chunks = tiles.div_ceil(chunk);
-        ctx.pool.run(groups * chunks, &|task, _| {
-            let (first_panel, first_tile) = (task / chunks * group, task % chunks * chunk);
-            let panels = first_panel..(first_panel + group).min(panels);
-            // One table for all tiles of the task: clearing it for each would cost as much as a thin layer's tile.
-            let mut taps = [Tap { index: 0, sources: [job.zeros; MAX_MR] }; MAX_TAPS];
-            for tile in first_tile..(first_tile + chunk).min(tiles) {
-                // SAFETY: tasks cover disjoint tiles or disjoint panels, so no two store to the same place.
-                unsafe { job.tile(kernel, store, &phase, tile, panels.clone(), &mut taps) };
+    let tiles_of = |phase: &Phase| (plan.geometry.batch * phase.count[0] * phase.count[1]).div_ceil(K::MR);
+    match Regions::new(&plan.geometry, plan.direction, K::MR) {
+        Some(regions) => {
+            // One run for all: threads then wait for each other once.
+            let total: usize = regions.iter().map(tiles_of).sum();
+            let chunk = chunk_of(total, ctx.pool.threads());
+            let chunks: usize = regions.iter().map(|phase| tiles_of(phase).div_ceil(chunk)).sum();
+            ctx.pool.run(groups * chunks, &|task, _| {
+                let first_panel = task / chunks * group;
+                let panels = first_panel..(first_panel + group).min(panels);
+                let mut number = task % chunks;
+                for phase in regions.iter() {
+                    let tiles = tiles_of(phase);
+                    if number < tiles.div_ceil(chunk) {
+                        let tiles = number * chunk..tiles.min((number + 1) * chunk);
+                        // SAFETY: tasks cover disjoint tiles or disjoint panels, so no two store to the same place.
+                        unsafe { job.tiles(kernel, store, phase, tiles, panels) };
+                        break;
+                    }
+                    number -= tiles.div_ceil(chunk);
+                }
+            });
+        }
+        None => {
+            for phase in phases(&plan.geometry, plan.direction) {
+                let tiles = tiles_of(&phase);
+                let chunk = chunk_of(tiles, ctx.pool.threads());
+                let chunks = tiles.div_ceil(chunk);
+                ctx.pool.run(groups * chunks, &|task, _| {
+                    let (first_panel, first_tile) = (task / chunks * group, task % chunks * chunk);
+                    let panels = first_panel..(first_panel + group).min(panels);
+                    let tiles = first_tile..(first_tile + chunk).min(tiles);
+                    // SAFETY: as above.
+                    unsafe { job.tiles(kernel, store, &phase, tiles, panels) };
+                });
             }
-        });
+        }
     }
 }
 
+/// Tiles of a task: enough tasks for balance, each long enough to be worth handing out.
+fn chunk_of(tiles: usize, threads: usize) -> usize {
+    tiles.div_ceil(threads * 8).max(4)
+}
+
 impl Job<'_> {
+    /// Computes some tiles of a rectangle of pixels for some panels of channels.
+    ///
+    /// # Safety
+    /// No other call that overlaps in time may have the same rectangle, a common tile and a common panel.
+    unsafe fn tiles<K: MicroKernel, S: Store>(
+        &self,
+        kernel: K,
+        store: &S,
+        phase: &Phase,
+        tiles: Range<usize>,
+        panels: Range<usize>,
+    ) {
+        // One table for all tiles: clearing it for each would cost as much as a thin layer's tile.
+        let mut taps = [Tap { index: 0, sources: [self.zeros; MAX_MR] }; MAX_TAPS];
+        for tile in tiles {
+            // SAFETY: the caller's promise is handed on.
+            unsafe { self.tile(kernel, store, phase, tile, panels.clone(), &mut taps) };
+        }
+    }
+
     /// Computes one tile of pixels for some panels of channels.
     ///
     /// # Safety
@@ -359,8 +406,9 @@ impl Pixels {
         let (mut low, mut high, mut last) = ([isize::MAX; 2], [isize::MIN; 2], 0);
         let (mut n, mut row, mut column) = (first / (rows * columns), first / columns % rows, first % columns);
         for m in 0..len {
-            let [to_y, to_x] = [phase.first[0] + row * phase.step[0], phase.first[1] + column * phase.step[1]];
-            let [y, x] = [(row * phase.source_step[0]) as isize, (column * phase.source_step[1]) as isize];
+            let at = [phase.origin[0] + row, phase.origin[1] + column];
+            let [to_y, to_x] = [0, 1].map(|axis| phase.first[axis] + at[axis] * phase.step[axis]);
+            let [y, x] = [0, 1].map(|axis| (at[axis] * phase.source_step[axis]) as isize);
             out[m] = (n * out_h + to_y) * out_w + to_x;
             (ys[m], xs[m]) = (y, x);
             source[m] = (n * source_h * source_w) as isize + y * source_w as isize + x;
