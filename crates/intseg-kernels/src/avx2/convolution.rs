@@ -1,7 +1,7 @@
 //! The micro-kernel of the gathering convolution: tiles of 4 pixels by 16 channels, computed two pixels at a time.
 
 use crate::conv::Line;
-use crate::conv::gather::{MicroKernel, Tap};
+use crate::conv::gather::{MicroKernel, Reads};
 use crate::isa::Avx2;
 use core::arch::x86_64::{
     __m128i, __m256i, _mm_cvtepi8_epi16, _mm_cvtepu8_epi16, _mm_cvtsi32_si128, _mm_loadu_si128, _mm256_add_epi32,
@@ -32,13 +32,16 @@ impl MicroKernel for Kernel {
     const NR: usize = NR;
     const BIASED: bool = false;
 
-    unsafe fn accumulate(self, tile: &mut [i32], panel: &[Line], taps: &[Tap], c4: usize, step: usize) {
+    unsafe fn accumulate(self, tile: &mut [i32], add: bool, panel: &[Line], reads: Reads, c4: usize, step: usize) {
         for (pair, tile) in tile.as_chunks_mut::<{ 2 * NR }>().0.iter_mut().enumerate() {
+            if !add {
+                tile.fill(0);
+            }
             // SAFETY: `self` proves AVX2; the pointers are as the caller promises.
             unsafe {
                 match self.signed {
-                    false => accumulate_two::<false>(tile, panel, taps, 2 * pair, [c4, step]),
-                    true => accumulate_two::<true>(tile, panel, taps, 2 * pair, [c4, step]),
+                    false => accumulate_two::<false>(tile, panel, reads, 2 * pair, [c4, step]),
+                    true => accumulate_two::<true>(tile, panel, reads, 2 * pair, [c4, step]),
                 }
             }
         }
@@ -53,15 +56,19 @@ impl MicroKernel for Kernel {
 unsafe fn accumulate_two<const SIGNED: bool>(
     tile: &mut [i32; 2 * NR],
     panel: &[Line],
-    taps: &[Tap],
+    reads: Reads,
     m: usize,
     [c4, step]: [usize; 2],
 ) {
     let mut sums = [[_mm256_setzero_si256(); 4]; 2];
-    for tap in taps {
+    for tap in reads.taps {
+        let sources = &reads.sources[tap.sources];
         for (group, line) in panel[tap.index * c4..][..c4].iter().enumerate() {
             // SAFETY: each source has four bytes at every step, as the caller promises.
-            let words = [0, 1].map(|p| unsafe { tap.sources[m + p].add(group * step).cast::<i32>().read_unaligned() });
+            let words = [0, 1].map(|p| unsafe {
+                let at = tap.offset + (group * step) as isize;
+                sources[m + p].offset(at).cast::<i32>().read_unaligned()
+            });
             let inputs = words.map(|word| widen::<SIGNED>(_mm_cvtsi32_si128(word)));
             for (four, channels) in line.0.as_chunks::<16>().0.iter().enumerate() {
                 // SAFETY: `channels` is 16 bytes.

@@ -2,11 +2,12 @@
 //! 28 accumulators in registers.
 
 use crate::Context;
-use crate::conv::gather::{self, MicroKernel, Tap};
+use crate::conv::gather::{self, MicroKernel, Reads};
 use crate::conv::{Convolution, Input, Line, Store};
 use crate::isa::Avx512Vnni;
 use core::arch::x86_64::{
-    __m512i, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_storeu_si512,
+    __m512i, _mm512_add_epi32, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_si512,
+    _mm512_storeu_si512,
 };
 
 /// Channels of a panel: 16 where 32 would leave half of the work unused.
@@ -43,10 +44,10 @@ impl<const PIXELS: usize, const VECTORS: usize, const SIGNED: bool> MicroKernel 
     const NR: usize = 16 * VECTORS;
     const BIASED: bool = SIGNED;
 
-    unsafe fn accumulate(self, tile: &mut [i32], panel: &[Line], taps: &[Tap], c4: usize, step: usize) {
+    unsafe fn accumulate(self, tile: &mut [i32], add: bool, panel: &[Line], reads: Reads, c4: usize, step: usize) {
         assert_eq!(tile.len(), PIXELS * VECTORS * 16);
         // SAFETY: `self` proves the features; the pointers are as the caller promises.
-        unsafe { accumulate::<PIXELS, VECTORS, SIGNED>(tile, panel, taps, c4, step) }
+        unsafe { accumulate::<PIXELS, VECTORS, SIGNED>(tile, add, panel, reads, c4, step) }
     }
 }
 
@@ -55,13 +56,15 @@ impl<const PIXELS: usize, const VECTORS: usize, const SIGNED: bool> MicroKernel 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn accumulate<const PIXELS: usize, const VECTORS: usize, const SIGNED: bool>(
     tile: &mut [i32],
+    add: bool,
     panel: &[Line],
-    taps: &[Tap],
+    reads: Reads,
     c4: usize,
     step: usize,
 ) {
     let mut sums = [[_mm512_setzero_si512(); VECTORS]; PIXELS];
-    for tap in taps {
+    for tap in reads.taps {
+        let sources: &[*const u8; PIXELS] = reads.sources[tap.sources].first_chunk().expect("a table is wide enough");
         let mut weights = panel[tap.index * c4 * VECTORS..][..c4 * VECTORS].as_ptr().cast::<__m512i>();
         for group in 0..c4 {
             let mut four = [_mm512_setzero_si512(); VECTORS];
@@ -74,7 +77,8 @@ unsafe fn accumulate<const PIXELS: usize, const VECTORS: usize, const SIGNED: bo
             #[allow(clippy::needless_range_loop, reason = "an index unrolls into registers")]
             for m in 0..PIXELS {
                 // SAFETY: each source has four bytes at every step, as the caller promises.
-                let word = unsafe { tap.sources[m].add(group * step).cast::<i32>().read_unaligned() };
+                let word =
+                    unsafe { sources[m].offset(tap.offset + (group * step) as isize).cast::<i32>().read_unaligned() };
                 let input = _mm512_set1_epi32(word);
                 for v in 0..VECTORS {
                     sums[m][v] = match SIGNED {
@@ -86,11 +90,12 @@ unsafe fn accumulate<const PIXELS: usize, const VECTORS: usize, const SIGNED: bo
         }
     }
     for (out, sum) in tile.as_chunks_mut::<16>().0.iter_mut().zip(sums.as_flattened()) {
-        // The tile holds what earlier rounds of taps left.
+        let sum = match add {
+            // SAFETY: `out` is 64 bytes.
+            true => _mm512_add_epi32(unsafe { _mm512_loadu_si512(out.as_ptr().cast()) }, *sum),
+            false => *sum,
+        };
         // SAFETY: `out` is 64 bytes.
-        let before = unsafe { _mm512_loadu_si512(out.as_ptr().cast()) };
-        let after = core::arch::x86_64::_mm512_add_epi32(before, *sum);
-        // SAFETY: `out` is 64 bytes.
-        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), after) };
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), sum) };
     }
 }

@@ -25,13 +25,25 @@ const MAX_TAPS: usize = 64;
 /// Bytes of packed weights that should stay in the second-level cache while pixels stream past them.
 const PANEL_BYTES: usize = 384 << 10;
 
+/// Where each pixel of a tile reads.
+pub(crate) type Sources = [*const u8; MAX_MR];
+
 /// One tap of a tile: which one, and where each pixel reads.
 #[derive(Clone, Copy)]
 pub(crate) struct Tap {
     /// Its place in the panel: its weights are `c4 · NR · 4` bytes at `index` times as many.
     pub index: usize,
-    /// Four readable bytes at every step.
-    pub sources: [*const u8; MAX_MR],
+    /// Index of its sources in the tile's table.
+    pub sources: usize,
+    /// Bytes between those and what this tap reads: taps inside the image share the sources of a tap at offset 0.
+    pub offset: isize,
+}
+
+/// What a tile reads: its taps, and the table of their sources.
+#[derive(Clone, Copy)]
+pub(crate) struct Reads<'a> {
+    pub taps: &'a [Tap],
+    pub sources: &'a [Sources],
 }
 
 /// The innermost loops of one instruction set.
@@ -43,15 +55,15 @@ pub(crate) trait MicroKernel: Copy + Sync {
     /// Whether a signed input is handled by biased weights, so that `128 · Σ input` is to be subtracted.
     const BIASED: bool;
 
-    /// Adds the products of `taps` over `c4` groups of four input channels to the tile `[MR][NR]`. `panel` is the
-    /// panel's packed weights; a source's groups are `step` bytes apart.
+    /// Writes the products of `taps` over `c4` groups of four input channels to the tile `[MR][NR]`, or adds them to it.
+    /// `panel` is the panel's packed weights; a source's groups are `step` bytes apart.
     ///
     /// # Safety
-    /// Every source of every tap must have four readable bytes at `0, step, … (c4 − 1) · step`.
+    /// Every source of every tap must have four readable bytes at `offset + 0, step, … (c4 − 1) · step`.
     ///
     /// # Panics
-    /// When the panel is too short for a tap's index.
-    unsafe fn accumulate(self, tile: &mut [i32], panel: &[Line], taps: &[Tap], c4: usize, step: usize);
+    /// When the panel is too short for a tap's index, or the table for a tap's sources.
+    unsafe fn accumulate(self, tile: &mut [i32], add: bool, panel: &[Line], reads: Reads, c4: usize, step: usize);
 }
 
 /// Lines that [`pack`] fills for panels of `nr` channels.
@@ -190,7 +202,7 @@ pub(crate) fn run<K: MicroKernel, S: Store>(
         Some(regions) => {
             // One run for all: threads then wait for each other once.
             let total: usize = regions.iter().map(tiles_of).sum();
-            let chunk = chunk_of(total, ctx.pool.threads());
+            let chunk = chunk_of(total, groups, ctx.pool.threads());
             let chunks: usize = regions.iter().map(|phase| tiles_of(phase).div_ceil(chunk)).sum();
             ctx.pool.run(groups * chunks, &|task, _| {
                 let first_panel = task / chunks * group;
@@ -211,7 +223,7 @@ pub(crate) fn run<K: MicroKernel, S: Store>(
         None => {
             for phase in phases(&plan.geometry, plan.direction) {
                 let tiles = tiles_of(&phase);
-                let chunk = chunk_of(tiles, ctx.pool.threads());
+                let chunk = chunk_of(tiles, groups, ctx.pool.threads());
                 let chunks = tiles.div_ceil(chunk);
                 ctx.pool.run(groups * chunks, &|task, _| {
                     let (first_panel, first_tile) = (task / chunks * group, task % chunks * chunk);
@@ -225,9 +237,10 @@ pub(crate) fn run<K: MicroKernel, S: Store>(
     }
 }
 
-/// Tiles of a task: enough tasks for balance, each long enough to be worth handing out.
-fn chunk_of(tiles: usize, threads: usize) -> usize {
-    tiles.div_ceil(threads * 8).max(4)
+/// Tiles of a task: enough tasks for balance, each long enough to be worth handing out. Where groups of panels make
+/// enough tasks, each has all tiles: weights are then read from memory once.
+fn chunk_of(tiles: usize, groups: usize, threads: usize) -> usize {
+    tiles.div_ceil((threads * 24).div_ceil(groups)).max(4)
 }
 
 impl Job<'_> {
@@ -244,10 +257,17 @@ impl Job<'_> {
         panels: Range<usize>,
     ) {
         // One table for all tiles: clearing it for each would cost as much as a thin layer's tile.
-        let mut taps = [Tap { index: 0, sources: [self.zeros; MAX_MR] }; MAX_TAPS];
+        let mut gathered = Gathered {
+            taps: [Tap { index: 0, sources: 0, offset: 0 }; MAX_TAPS],
+            sources: [[self.zeros; MAX_MR]; MAX_TAPS + 1],
+            len: 0,
+            tables: 1,
+            mr: K::MR,
+            corrections: [0; MAX_MR],
+        };
         for tile in tiles {
             // SAFETY: the caller's promise is handed on.
-            unsafe { self.tile(kernel, store, phase, tile, panels.clone(), &mut taps) };
+            unsafe { self.tile(kernel, store, phase, tile, panels.clone(), &mut gathered) };
         }
     }
 
@@ -262,7 +282,7 @@ impl Job<'_> {
         phase: &Phase,
         tile: usize,
         panels: Range<usize>,
-        taps: &mut [Tap; MAX_TAPS],
+        gathered: &mut Gathered,
     ) {
         let [.., target] = self.plan.target();
         let pixels = Pixels::new(self.plan, phase, tile * K::MR, K::MR);
@@ -270,23 +290,21 @@ impl Job<'_> {
         let sums = &mut sums.0[..K::MR * K::NR];
         // With few taps, and that is all but kernels beyond 8 × 8, one table serves all panels.
         let all = self.plan.taps();
-        let mut gathered = Gathered { taps, len: 0, mr: K::MR, corrections: [0; MAX_MR] };
         let single = all <= MAX_TAPS;
         if single {
-            self.gather(&pixels, phase, 0..all, &mut gathered);
+            self.gather(&pixels, phase, 0..all, gathered);
         }
         for panel in panels {
-            sums.fill(0);
             let weights = &self.packed[panel * self.panel_lines..][..self.panel_lines];
             let mut from = 0;
             while from < all {
                 let to = (from + MAX_TAPS).min(all);
                 if !single {
-                    self.gather(&pixels, phase, from..to, &mut gathered);
+                    self.gather(&pixels, phase, from..to, gathered);
                 }
                 // SAFETY: sources point to a pixel's `c4 · 4` bytes inside the input, to its padded copy, or to zeros
                 // (see `gather`); the weights' panel has `taps · c4 · NR · 4` bytes.
-                unsafe { kernel.accumulate(sums, weights, &gathered.taps[..gathered.len], self.c4, 4) };
+                unsafe { kernel.accumulate(sums, from > 0, weights, gathered.reads(), self.c4, 4) };
                 gathered.correct(sums, K::NR);
                 from = to;
             }
@@ -302,11 +320,13 @@ impl Job<'_> {
         let [_, kw] = self.plan.geometry.kernel;
         let len = self.plan.geometry.batch * h * w * c;
         gathered.len = 0;
+        gathered.tables = 1;
         gathered.corrections = [0; MAX_MR];
+        for (source, &pixel) in gathered.sources[0][..gathered.mr].iter_mut().zip(&pixels.source) {
+            *source = self.input.wrapping_offset(pixel * c as isize);
+        }
         for tap in taps {
             let (Some(dy), Some(dx)) = (phase.source(0, tap / kw), phase.source(1, tap % kw)) else { continue };
-            let slot = &mut gathered.taps[gathered.len];
-            let sources = &mut slot.sources[..gathered.mr];
             let step = dy * w as isize + dx;
             let interior = pixels.low[0] + dy >= 0
                 && pixels.low[1] + dx >= 0
@@ -314,17 +334,17 @@ impl Job<'_> {
                 && pixels.high[1] + dx < w as isize
                 && (pixels.last + step) as usize * c + self.c4 * 4 <= len;
             let mut inside = interior;
+            let (mut table, mut offset) = (0, step * c as isize);
             if interior {
-                // Every pixel reads the image: its source is as far from that of tap 0 as everyone's.
-                for (source, &pixel) in sources.iter_mut().zip(&pixels.source) {
-                    *source = self.input.wrapping_offset((pixel + step) * c as isize);
-                }
+                // Every pixel reads the image: its source is as far from that of a tap at offset 0 as everyone's.
                 if !self.pixel_sums.is_empty() {
                     for (correction, &pixel) in gathered.corrections[..pixels.len].iter_mut().zip(&pixels.source) {
                         *correction += self.pixel_sums[(pixel + step) as usize];
                     }
                 }
             } else {
+                (table, offset) = (gathered.tables, 0);
+                let sources = &mut gathered.sources[table][..gathered.mr];
                 for (m, source) in sources.iter_mut().enumerate() {
                     let (y, x) = (pixels.y[m] + dy, pixels.x[m] + dx);
                     if (y as usize) >= h || (x as usize) >= w {
@@ -348,24 +368,34 @@ impl Job<'_> {
                 }
             }
             if inside {
-                slot.index = tap;
+                gathered.taps[gathered.len] = Tap { index: tap, sources: table, offset };
                 gathered.len += 1;
+                gathered.tables = gathered.tables.max(table + 1);
             }
         }
     }
 }
 
 /// The taps that a tile reads.
-struct Gathered<'a> {
-    taps: &'a mut [Tap; MAX_TAPS],
+struct Gathered {
+    taps: [Tap; MAX_TAPS],
+    /// How many taps there are.
     len: usize,
+    /// Where pixels read: for taps inside the image, then for each of the others.
+    sources: [Sources; MAX_TAPS + 1],
+    /// How many of those there are.
+    tables: usize,
     /// Pixels of a tile.
     mr: usize,
     /// For each pixel, the sum of all input that its taps read.
     corrections: [i32; MAX_MR],
 }
 
-impl Gathered<'_> {
+impl Gathered {
+    fn reads(&self) -> Reads<'_> {
+        Reads { taps: &self.taps[..self.len], sources: &self.sources[..self.tables] }
+    }
+
     /// Takes back what the bias of 128 on the weights added.
     fn correct(&self, sums: &mut [i32], nr: usize) {
         for (row, &correction) in sums.chunks_exact_mut(nr).zip(&self.corrections) {
@@ -405,6 +435,25 @@ impl Pixels {
         let (mut out, mut ys, mut xs, mut source) = ([0; MAX_MR], [0; MAX_MR], [0; MAX_MR], [0; MAX_MR]);
         let (mut low, mut high, mut last) = ([isize::MAX; 2], [isize::MIN; 2], 0);
         let (mut n, mut row, mut column) = (first / (rows * columns), first / columns % rows, first % columns);
+        if column + len <= columns {
+            // One row.
+            let y = ((phase.origin[0] + row) * phase.source_step[0]) as isize;
+            let x = ((phase.origin[1] + column) * phase.source_step[1]) as isize;
+            let step = phase.source_step[1] as isize;
+            let from = ((n * source_h) as isize + y) * source_w as isize + x;
+            let to_y = phase.first[0] + (phase.origin[0] + row) * phase.step[0];
+            let to = (n * out_h + to_y) * out_w + phase.first[1] + (phase.origin[1] + column) * phase.step[1];
+            ys.fill(y);
+            for m in 0..MAX_MR {
+                out[m] = to + m * phase.step[1];
+                // Places behind the last pixel repeat the first.
+                let along = if m < len { m as isize * step } else { 0 };
+                (xs[m], source[m]) = (x + along, from + along);
+            }
+            let along = (len - 1) as isize * step;
+            let (low, high, last) = ([y, x], [y, x + along], from + along);
+            return Pixels { len, out, y: ys, x: xs, source, low, high, last };
+        }
         for m in 0..len {
             let at = [phase.origin[0] + row, phase.origin[1] + column];
             let [to_y, to_x] = [0, 1].map(|axis| phase.first[axis] + at[axis] * phase.step[axis]);

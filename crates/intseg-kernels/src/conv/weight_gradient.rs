@@ -4,7 +4,7 @@
 //! they serve here too. For each tap, only output pixels whose source lies inside the image count; they are taken in
 //! blocks, in which input and error are interleaved four pixels at a time: `[pixels / 4][channel][4]`.
 
-use super::gather::{MAX_MR, MicroKernel, Tap};
+use super::gather::{MAX_MR, MicroKernel, Reads, Tap};
 use super::{Conv2d, Input, Line};
 use crate::bytes::as_u8;
 use crate::interleave::interleave;
@@ -339,13 +339,14 @@ impl<'a> Block<'a> {
             let error = &self.error[panel * panel_lines..][..panel_lines];
             for row_tile in 0..used_tiles {
                 let sums = &mut self.sums[(panel * row_tiles + row_tile) * tile..][..tile];
-                let mut tap = Tap { index: 0, sources: [self.input.as_ptr(); MAX_MR] };
-                for (m, source) in tap.sources[..K::MR].iter_mut().enumerate() {
+                let mut sources = [self.input.as_ptr(); MAX_MR];
+                for (m, source) in sources[..K::MR].iter_mut().enumerate() {
                     *source = self.input[(row_tile * K::MR + m) * 4..].as_ptr();
                 }
+                let reads = Reads { taps: &[Tap { index: 0, sources: 0, offset: 0 }], sources: &[sources] };
                 // SAFETY: row `m` of every group lies in the packed input, `4 · packed_rows` bytes after that of the
                 // group before.
-                unsafe { kernel.accumulate(sums, error, &[tap], groups, self.packed_rows * 4) };
+                unsafe { kernel.accumulate(sums, true, error, reads, groups, self.packed_rows * 4) };
             }
         }
     }
