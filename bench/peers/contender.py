@@ -3,7 +3,7 @@
     contender.py NAME NETWORK HxW THREADS [BATCH] [WIDTH]
 
 Answers each line with a JSON object: seconds, and the peak of the resident memory in MB. Inference contenders are
-`openvino`, `onnxruntime`, `torch`; training contenders are `eager`, `channels-last`, `compile`, `bf16`.
+`openvino`, `onnxruntime`, `torch`, `litert`; training contenders are `eager`, `channels-last`, `compile`, `bf16`.
 """
 
 import json
@@ -36,7 +36,7 @@ def image(size):
 
 def openvino(network, size, threads):
     import openvino as ov
-    from prepare import paths
+    from models import paths
 
     core = ov.Core()
     options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
@@ -47,7 +47,7 @@ def openvino(network, size, threads):
 
 def onnxruntime(network, size, threads):
     import onnxruntime as ort
-    from prepare import paths
+    from models import paths
 
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -88,6 +88,24 @@ def torch_int8(network, size, threads):
     return run
 
 
+def litert(network, size, threads):
+    from ai_edge_litert.interpreter import Interpreter
+    from models import litert_path
+
+    path = str(litert_path(network, "x".join(map(str, size))))
+    interpreter = Interpreter(model_path=path, num_threads=threads)
+    interpreter.allocate_tensors()
+    into, out = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    x = image(size).transpose(0, 2, 3, 1)
+
+    def run():
+        interpreter.set_tensor(into, (x ^ 0x80).view(np.int8))
+        interpreter.invoke()
+        return interpreter.get_tensor(out).argmax(-1)
+
+    return run
+
+
 def training(name, network, size, threads, batch, width):
     import torch
     from torch.nn import functional as F
@@ -121,7 +139,7 @@ def main():
     if rest:
         run = training(name, network, size, threads, int(rest[0]), float(rest[1]))
     else:
-        run = {"openvino": openvino, "onnxruntime": onnxruntime, "torch": torch_int8}[name](network, size, threads)
+        run = {"openvino": openvino, "onnxruntime": onnxruntime, "torch": torch_int8, "litert": litert}[name](network, size, threads)
     run()
     reset_peak()
     print(json.dumps({"ready": True}), flush=True)

@@ -4,17 +4,14 @@
 """
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from models import MODELS, paths
 from networks import Prediction, build
-
-MODELS = Path(__file__).parent / "models"
-
 
 class RandomImages(CalibrationDataReader):
     def __init__(self, height, width, count=4):
@@ -25,11 +22,6 @@ class RandomImages(CalibrationDataReader):
     def get_next(self):
         image = next(self.images, None)
         return None if image is None else {"image": image}
-
-
-def paths(network, size):
-    stem = f"{network}-{size}"
-    return MODELS / f"{stem}-float.onnx", MODELS / f"{stem}-int8.onnx"
 
 
 def prepare(network, size):

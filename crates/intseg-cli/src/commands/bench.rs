@@ -1,7 +1,7 @@
 //! `intseg bench`: how fast this machine runs or trains a network.
 
 use super::inspect::width;
-use crate::machine::{Machine, Size, peak_memory};
+use crate::machine::{Machine, Size, peak_memory, reset_peak_memory};
 use crate::output::{json, si, table, text};
 use clap::Args;
 use intseg::bench::{StepSpec, training_steps};
@@ -10,11 +10,11 @@ use intseg::graph::Graph;
 use intseg::networks::{Settings, build};
 use intseg::ops::Bits;
 use intseg::predictor::Predictor;
-use intseg::summary::{layers, training_macs};
+use intseg::summary::training_macs;
 use intseg::threads::Threads;
 use intseg_kernels::{Isa, Pool, peak, pool::for_each_piece};
 use serde::Serialize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Arguments of `intseg bench`.
@@ -22,11 +22,19 @@ use std::time::{Duration, Instant};
 #[command(after_help = "Examples:
   intseg bench --arch deeplabv3-resnet50 --size 513x513 --threads 2
   intseg bench --arch fcn8s-vgg16 --size 320x320 --train --batch 2 --json
+  intseg bench --model run/best.iseg --size 360x480 --layers
   intseg bench --peak")]
 pub struct Bench {
-    /// The architecture
-    #[arg(long, value_name = "NAME", required_unless_present = "peak")]
+    /// The architecture, with random weights
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["peak", "model"])]
     arch: Option<String>,
+    /// A model file instead
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["arch", "train", "peak"])]
+    model: Option<PathBuf>,
+    /// Write the architecture's random model to a file and stop: timed with --model, no more memory is counted than a
+    /// prediction takes
+    #[arg(long, value_name = "FILE", requires = "arch", conflicts_with_all = ["train", "peak"])]
+    save: Option<PathBuf>,
     /// Rows x columns of the images
     #[arg(long, value_name = "HxW", default_value = "513x513")]
     size: Size,
@@ -86,6 +94,8 @@ struct LayerTime {
     median_ms: f64,
     macs: u64,
     gmacs_per_s: f64,
+    /// Of what this machine's multiply-accumulate instructions can do; above 1 where taps on padding are skipped.
+    share_of_peak: f64,
 }
 
 /// What `--peak --json` prints.
@@ -101,24 +111,38 @@ impl Bench {
     /// Runs the command.
     pub fn run(self) -> anyhow::Result<()> {
         let (isa, threads) = self.machine.start()?;
-        let Some(arch) = &self.arch else { return self.peak(isa, &threads) };
+        if self.peak {
+            return self.measure_peak(isa, &threads);
+        }
+        if let Some(path) = &self.model {
+            return self.print(&self.time_prediction(Predictor::load(path, isa)?, isa, &threads)?);
+        }
+        let arch = self.arch.as_deref().unwrap_or_default();
         let width_1000 = intseg::config::fixed(self.width, 1000) as usize;
         let settings = Settings { width_1000, ..Settings::new(usize::from(self.classes)) };
         let graph = build(arch, &settings)?;
-        let answer = match self.train {
-            true => self.time_training(graph, isa, &threads)?,
-            false => self.time_prediction(&graph, isa, &threads)?,
-        };
+        if self.train {
+            return self.print(&self.time_training(graph, isa, &threads)?);
+        }
+        let model = random_model(&graph, self.seed)?;
+        if let Some(path) = &self.save {
+            return Ok(intseg::data::image::write_atomically(path, &model)?);
+        }
+        let predictor = Predictor::from_bytes(model, Path::new(arch), isa)?;
+        self.print(&self.time_prediction(predictor, isa, &threads)?)
+    }
+
+    fn print(&self, answer: &Answer) -> anyhow::Result<()> {
         match self.json {
-            true => json(&answer),
+            true => json(answer),
             false => text(answer.describe()),
         }
     }
 
-    fn answer(&self, isa: Isa, threads: &Threads, mut times: Vec<Duration>, macs: u64) -> Answer {
+    fn answer(&self, arch: String, isa: Isa, threads: &Threads, mut times: Vec<Duration>, macs: u64) -> Answer {
         let (median_ms, min_ms) = (median_ms(&mut times), times[0].as_secs_f64() * 1e3);
         Answer {
-            arch: self.arch.clone().unwrap_or_default(),
+            arch,
             input: self.size.to_string(),
             threads: threads.threads(),
             batch: self.batch.into(),
@@ -142,21 +166,23 @@ impl Bench {
             bits: Bits::default(),
             seed: self.seed,
         };
+        let arch = graph.name.clone();
         let times = training_steps(graph, &spec, isa, threads)?;
-        Ok(self.answer(isa, threads, times, macs))
+        Ok(self.answer(arch, isa, threads, times, macs))
     }
 
-    fn time_prediction(&self, graph: &Graph, isa: Isa, threads: &Threads) -> anyhow::Result<Answer> {
+    fn time_prediction(&self, mut predictor: Predictor, isa: Isa, threads: &Threads) -> anyhow::Result<Answer> {
         let [rows, columns] = self.size.0;
-        let layers = layers(graph, self.size.0)?;
-        let macs: u64 = layers.iter().map(|layer| layer.macs).sum();
-        let model = random_model(graph, self.seed)?;
-        let mut predictor = Predictor::from_bytes(model, Path::new(&graph.name), isa)?;
+        let macs: u64 = predictor.layers(self.size.0)?.iter().map(|layer| layer.macs).sum();
         let bits = intseg_kernels::Dither::new(self.seed, 0, 0, intseg_kernels::Role::Scene);
         let image: Vec<u8> = (0..3 * rows * columns).map(|i| bits.below(i, 256) as u8).collect();
         let mut classes = vec![0; rows * columns];
         let mut times = Vec::new();
-        for _ in 0..=self.runs {
+        for run in 0..=self.runs {
+            if run == 1 {
+                // What loading took is over.
+                reset_peak_memory();
+            }
             let start = Instant::now();
             for _ in 0..self.batch {
                 predictor.run(threads, [rows, columns], &image, &mut classes)?;
@@ -164,9 +190,11 @@ impl Bench {
             times.push(start.elapsed());
         }
         times.remove(0);
-        let mut answer = self.answer(isa, threads, times, macs * u64::from(self.batch));
+        let arch = predictor.metadata().arch.clone();
+        let mut answer = self.answer(arch, isa, threads, times, macs * u64::from(self.batch));
         if self.layers {
-            answer.layers = self.time_layers(&mut predictor, threads, &image, &mut classes)?;
+            let peak = multiply_rate(isa, threads);
+            answer.layers = self.time_layers(&mut predictor, threads, &image, &mut classes, peak)?;
         }
         Ok(answer)
     }
@@ -177,6 +205,7 @@ impl Bench {
         threads: &Threads,
         image: &[u8],
         classes: &mut [u8],
+        peak: f64,
     ) -> anyhow::Result<Vec<LayerTime>> {
         let mut times: Vec<Vec<Duration>> = Vec::new();
         for _ in 0..self.runs {
@@ -194,12 +223,13 @@ impl Bench {
             .zip(&mut times)
             .map(|((name, macs), times)| {
                 let median_ms = median_ms(times);
-                LayerTime { name, median_ms, macs, gmacs_per_s: macs as f64 / median_ms.max(1e-6) / 1e6 }
+                let gmacs_per_s = macs as f64 / median_ms.max(1e-6) / 1e6;
+                LayerTime { name, median_ms, macs, gmacs_per_s, share_of_peak: gmacs_per_s / peak }
             })
             .collect())
     }
 
-    fn peak(&self, isa: Isa, threads: &Threads) -> anyhow::Result<()> {
+    fn measure_peak(&self, isa: Isa, threads: &Threads) -> anyhow::Result<()> {
         let peak = Peak {
             threads: threads.threads(),
             isa: isa.name(),
@@ -278,10 +308,11 @@ impl Answer {
         if !self.layers.is_empty() {
             let row = |layer: &LayerTime| {
                 let (ms, rate) = (format!("{:.3}", layer.median_ms), format!("{:.1}", layer.gmacs_per_s));
-                vec![layer.name.clone(), ms, si(layer.macs), rate]
+                let share = format!("{:.0} %", 100.0 * layer.share_of_peak);
+                vec![layer.name.clone(), ms, si(layer.macs), rate, share]
             };
             let rows: Vec<Vec<String>> = self.layers.iter().map(row).collect();
-            lines = format!("{lines}\n\n{}", table(&["layer", "ms", "MACs", "GMAC/s"], &rows));
+            lines = format!("{lines}\n\n{}", table(&["layer", "ms", "MACs", "GMAC/s", "of peak"], &rows));
         }
         lines
     }
