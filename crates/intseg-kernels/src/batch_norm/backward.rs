@@ -228,3 +228,66 @@ impl<U: Error, E: Error> Loop for Rounded<'_, U, E> {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Channel;
+    use super::*;
+    use crate::round::{stochastic_i32, within};
+    use crate::testing::Threads;
+    use crate::{Isa, Role};
+    use std::vec;
+    use std::vec::Vec;
+
+    const DITHER: Dither = Dither::new(3, 1, 2, Role::ErrorAtConvolution);
+
+    #[test]
+    fn sums_extremes_and_gradients_are_the_definitions() {
+        let draw = Dither::new(2, 0, 0, Role::Initial);
+        for (channels, rows, relu) in [(5, 600, true), (16, 300, false), (40, 17, true), (272, 300, true)] {
+            let len = channels * rows;
+            let error: Vec<i16> = (0..len).map(|i| (draw.at(i) as i32 >> 16) as i16).collect();
+            let x_hat: Vec<i16> = (0..len).map(|i| (draw.at(len + i) as i32 >> 16).max(-32_767) as i16).collect();
+            let all: Vec<Channel> =
+                (0..channels as i32).map(|k| Channel::new(0, 256, 3000 - 300 * k, 1_000_000 - 90_000 * k, 0)).collect();
+            let constants: Vec<ChannelGroup> = all.chunks(LANES).map(ChannelGroup::new).collect();
+            let passed = |i: usize| match !relu || all[i % channels].scale(x_hat[i].into()) > 0 {
+                true => i64::from(error[i]),
+                false => 0,
+            };
+            let mut coefficients = vec![GradientGroup::default(); constants.len()];
+            for k in 0..channels {
+                let group = &mut coefficients[k / LANES];
+                group.scale.0[k % LANES] = 9000 - 70 * k as i32;
+                group.offset_positive.0[k % LANES] = 123_456 * (k as i32 % 7);
+                group.offset_negative.0[k % LANES] = -54_321 * (k as i32 % 5);
+            }
+            for (isa, pool) in Isa::available().flat_map(|isa| [1, 3].map(|threads| (isa, Threads(threads)))) {
+                let ctx = Context { isa, pool: &pool };
+                let operands = Gradients { error: &error, x_hat: &x_hat, channels, constants: &constants, relu };
+                let mut scratch = vec![5; ErrorStatistics::scratch_len(ctx, channels)];
+                let found = error_statistics(ctx, &mut scratch, &operands);
+                for k in 0..channels {
+                    let column = || (k..len).step_by(channels);
+                    assert_eq!(found.sum(k), column().map(passed).sum::<i64>());
+                    assert_eq!(found.product(k), column().map(|i| passed(i) * i64::from(x_hat[i])).sum::<i64>());
+                    assert_eq!(found.positive(k), column().filter(|&i| x_hat[i] >= 0).count() as i64);
+                    let side = |right: bool| column().filter(|&i| (x_hat[i] >= 0) == right).map(passed).collect();
+                    let [right, left]: [Vec<i64>; 2] = [side(true), side(false)];
+                    let ends = |side: &[i64]| side.iter().fold([0, 0], |[a, b], &e| [e.max(a), e.min(b)]);
+                    let ([a, b], [c, d]) = (ends(&right), ends(&left));
+                    assert_eq!(found.extremes(k), [a, b, c, d]);
+                }
+                let mut out = vec![9i8; len];
+                gradient(ctx, &mut out, &operands, &coefficients, 22, 127, DITHER);
+                for (i, &out) in out.iter().enumerate() {
+                    let (group, lane) = (&coefficients[i % channels / LANES], i % channels % LANES);
+                    let offset = if x_hat[i] >= 0 { group.offset_positive } else { group.offset_negative };
+                    let exact = group.scale.0[lane] * passed(i) as i32 - offset.0[lane];
+                    let want = within(stochastic_i32(exact, 22, DITHER.at(i)), -127, 127);
+                    assert_eq!(i32::from(out), want, "{} at {i}", isa.name());
+                }
+            }
+        }
+    }
+}

@@ -228,7 +228,7 @@ impl Channel {
     /// units of 2^-23 and below 2^26. x̂ keeps multiples of `2^coarse`, 0..=8.
     ///
     /// The difference keeps 16 bits of what x̂ can reach, the reciprocal 13 at least: x̂ is within 4 units of the quotient
-    /// at ±16 σ, and within 1 up to ±2 σ.
+    /// at ±16 σ, and within 2 up to ±2 σ; beyond ±16 σ it stays within a unit of y of its limit.
     pub fn new(mean_q8: i64, sigma_q8: i64, gamma: i32, beta_q23: i32, coarse: u32) -> Self {
         let (floor, rest) = (mean_q8 >> 8, mean_q8 & 255);
         // |y − μ| at which |x̂| is at its limit.
@@ -387,5 +387,95 @@ impl<T: Source, U: Target> Loop for Normalization<'_, T, U> {
                 }
             },
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::round::{divide_half_even, half_even_i32};
+    use crate::testing::Threads;
+    use crate::{Dither, Isa, Role};
+    use std::vec;
+    use std::vec::Vec;
+
+    fn values(len: usize, bits: u32) -> Vec<i32> {
+        let d = Dither::new(8, 0, 0, Role::Initial);
+        (0..len).map(|i| d.at(i) as i32 >> (32 - bits)).collect()
+    }
+
+    fn contexts() -> impl Iterator<Item = (Isa, Threads)> {
+        Isa::available().flat_map(|isa| [1, 3].map(|threads| (isa, Threads(threads))))
+    }
+
+    #[test]
+    fn statistics_are_the_definitions() {
+        for (channels, rows, bits) in [(1, 700, 32), (16, 333, 20), (21, 1000, 31), (300, 5, 12), (600, 130, 32)] {
+            let y = values(channels * rows, bits);
+            let column = |k: usize| y.iter().skip(k).step_by(channels).copied();
+            let means: Vec<i64> = (0..channels)
+                .map(|k| divide_half_even(column(k).map(|v| i64::from(v) << 8).sum(), rows as i64))
+                .collect();
+            for (isa, pool) in contexts() {
+                let ctx = Context { isa, pool: &pool };
+                let mut scratch = vec![7; Statistics::scratch_len(ctx, channels)];
+                let found = statistics(ctx, &mut scratch, &y, channels);
+                for k in 0..channels {
+                    assert_eq!(found.sum(k), column(k).map(i64::from).sum::<i64>());
+                    assert_eq!(found.ends(k), (column(k).min().unwrap(), column(k).max().unwrap()));
+                }
+                let deviations = absolute_deviations(ctx, &mut scratch, &y, &means);
+                for (k, &mean) in means.iter().enumerate() {
+                    assert_eq!(deviations[k], column(k).map(|v| ((i64::from(v) << 8) - mean).abs()).sum::<i64>());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn x_hat_is_the_quotient_as_nearly_as_it_says() {
+        let draw = Dither::new(9, 0, 0, Role::Initial);
+        for case in 0..4000 {
+            let sigma_q8 = i64::from((draw.at(3 * case) >> (draw.at(case) % 31)).max(1));
+            let mean_q8 = i64::from(draw.at(3 * case + 1) as i32 >> (case % 20));
+            let channel = Channel::new(mean_q8, sigma_q8, 4096, 0, 0);
+            for step in -40i64..=40 {
+                // From −20 σ to 20 σ around the mean.
+                let y = ((mean_q8 + step * sigma_q8 / 2) >> 8).clamp(-(1 << 30), 1 << 30) as i32;
+                let exact = ((i128::from(y) << 8) - i128::from(mean_q8)) * 2048 / i128::from(sigma_q8);
+                let held = exact.clamp(-32_767, 32_767) as i32;
+                let error = (channel.normalize(y, 0) - held).abs();
+                let unit_of_y = ((1i64 << 19) / sigma_q8) as i32;
+                let allowed = match held.abs() {
+                    0..=4096 => 2,
+                    32_767 => 4 + unit_of_y,
+                    _ => 4,
+                };
+                assert!(error <= allowed, "({y} − {mean_q8}/256) / ({sigma_q8}/256): {held} and {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_normalises_as_one_value_is() {
+        for (channels, rows) in [(3, 50), (16, 40), (37, 21), (256, 9)] {
+            let y = values(channels * rows, 18);
+            let all: Vec<Channel> = (0..channels as i64)
+                .map(|k| Channel::new(k * 777 - 9000, 1 + (k * k * 991) % 9_000_000, 4096 - 99 * k as i32, 50_000, 3))
+                .collect();
+            let groups: Vec<ChannelGroup> = all.chunks(LANES).map(ChannelGroup::new).collect();
+            let rounding = Rounding { coarse: 3, shift: 15, low: 0, high: 255 };
+            for (isa, pool) in contexts() {
+                let (mut out, mut x_hat) = (vec![9u8; y.len()], vec![9i16; y.len()]);
+                let ctx = Context { isa, pool: &pool };
+                normalize(ctx, &mut out, &mut x_hat, &y, channels, &groups, rounding);
+                for (i, &y) in y.iter().enumerate() {
+                    let channel = &all[i % channels];
+                    let x = channel.normalize(y, 3);
+                    let z = within(half_even_i32(channel.scale(x), 15), 0, 255);
+                    assert_eq!((i32::from(x_hat[i]), i32::from(out[i])), (x, z), "{} at {i}", isa.name());
+                }
+            }
+        }
     }
 }

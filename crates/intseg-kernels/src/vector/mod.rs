@@ -1,6 +1,6 @@
 //! Sixteen 32-bit lanes: what element-wise loops are written in.
 //!
-//! A loop over a tensor is written once over [`Vector`] and becomes code of each instruction set. A compiler's own
+//! A loop over a tensor is written once over `Vector` and becomes code of each instruction set. A compiler's own
 //! vectorisation gives up on loops with many streams or lanes that differ in their constants; this does not.
 
 #[cfg(target_arch = "x86_64")]
@@ -13,7 +13,7 @@ use crate::Isa;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use avx512::Vector512;
 
-/// Lanes of a [`Vector`].
+/// Lanes of a vector.
 pub const LANES: usize = 16;
 
 /// One value a lane, in memory.
