@@ -16,6 +16,9 @@ pub struct Buffers {
     lines: Shelf<Line>,
 }
 
+/// A buffer is not used for less than this part of its size.
+const WASTE: usize = 4;
+
 struct Shelf<T>(RefCell<Vec<Vec<T>>>);
 
 impl<T> Default for Shelf<T> {
@@ -25,13 +28,21 @@ impl<T> Default for Shelf<T> {
 }
 
 impl<T: Copy + Default> Shelf<T> {
-    /// The smallest free buffer that is large enough, else a new one: growing a smaller one would copy its content.
+    /// The smallest free buffer that is large enough, but not one of many times the size, which a larger request will
+    /// want. Else a new one in place of the largest that is too small: growing that would copy its content, and keeping
+    /// it would leave a buffer of every size that ever was too small.
     fn take(&self, len: usize) -> Vec<T> {
         let mut free = self.0.borrow_mut();
-        let fit = free.iter().enumerate().filter(|(_, b)| b.capacity() >= len).min_by_key(|(_, b)| b.capacity());
-        let mut buffer = match fit.map(|(i, _)| i) {
-            Some(i) => free.swap_remove(i),
-            None => Vec::with_capacity(len),
+        let capacity = |i: &usize| free[*i].capacity();
+        let fits = (0..free.len()).filter(|i| (len..=len.saturating_mul(WASTE)).contains(&capacity(i)));
+        let fit = fits.min_by_key(capacity);
+        let small = || (0..free.len()).filter(|i| capacity(i) < len).max_by_key(capacity);
+        let mut buffer = match fit.or_else(small).map(|i| free.swap_remove(i)) {
+            Some(fit) if fit.capacity() >= len => fit,
+            small => {
+                drop(small);
+                Vec::with_capacity(len)
+            }
         };
         buffer.resize(len, T::default());
         buffer

@@ -138,6 +138,8 @@ pub struct Network {
     pub ranges: Vec<ExponentRange>,
     buffers: Buffers,
     last_reader: Vec<usize>,
+    /// Whether a node is read by sums and batch normalisations alone, and by no loss.
+    passing: Vec<bool>,
 }
 
 impl Network {
@@ -153,8 +155,22 @@ impl Network {
         for (index, node) in graph.nodes.iter().enumerate() {
             node.inputs.iter().for_each(|id| last_reader[id.0] = index);
         }
+        let mut passing = vec![true; graph.nodes.len()];
+        for node in &graph.nodes {
+            if !matches!(node.op, OpSpec::Add { .. } | OpSpec::BatchNorm { .. }) {
+                node.inputs.iter().for_each(|id| passing[id.0] = false);
+            }
+        }
+        std::iter::once(graph.logits).chain(graph.auxiliary).for_each(|id| passing[id.0] = false);
         let none = ExponentRange { current: ExponentRange::NONE, previous: ExponentRange::NONE };
-        Ok(Network { layers, ranges: vec![none; graph.nodes.len()], buffers: Buffers::default(), last_reader, graph })
+        Ok(Network {
+            layers,
+            ranges: vec![none; graph.nodes.len()],
+            buffers: Buffers::default(),
+            last_reader,
+            passing,
+            graph,
+        })
     }
 
     /// Every parameter, in the graph's order.
@@ -221,7 +237,8 @@ impl Network {
         step_of(&self.buffers, recipe, node)
     }
 
-    /// Every node's output. Accumulators are given back once their reader has run, and leave an empty tensor.
+    /// Every node's output. What no backward pass reads is given back once its last reader has run, and leaves an empty
+    /// tensor: accumulators, and 16-bit streams whose readers keep what they need of them.
     fn forward(&mut self, batch: &Batch, recipe: &Recipe) -> Vec<Tensor> {
         let mut values: Vec<Tensor> = Vec::with_capacity(self.graph.nodes.len());
         for (index, node) in self.graph.nodes.iter().enumerate() {
@@ -239,10 +256,13 @@ impl Network {
             };
             values.push(value);
             for id in &node.inputs {
-                if self.last_reader[id.0] == index
-                    && let Mantissas::I32(sums) = &mut values[id.0].mantissas
-                {
-                    self.buffers.give_i32(std::mem::take(sums));
+                if self.last_reader[id.0] != index {
+                    continue;
+                }
+                match &mut values[id.0].mantissas {
+                    Mantissas::I32(sums) => self.buffers.give_i32(std::mem::take(sums)),
+                    Mantissas::I16(stream) if self.passing[id.0] => self.buffers.give_i16(std::mem::take(stream)),
+                    _ => {}
                 }
             }
         }

@@ -114,9 +114,9 @@ impl Parameter {
         Self::new(name, &[len], Kind::Affine, -12, vec![value_q12 << Kind::Affine.fraction_bits(); len])
     }
 
-    /// The weights that convolutions use: masters to nearest, on a grid of `bits` bits over ±127 steps.
-    pub fn in_use_i8(&self, ctx: Context, bits: u32, out: &mut [i8]) {
-        sgd::in_use(ctx, out, &self.master, 16, 8 - bits);
+    /// The weights that convolutions use, from `first` on: masters to nearest, on a grid of `bits` bits over ±127 steps.
+    pub fn in_use_i8(&self, ctx: Context, bits: u32, first: usize, out: &mut [i8]) {
+        sgd::in_use(ctx, out, &self.master[first..first + out.len()], 16, 8 - bits);
     }
 
     /// γ or β as used, in units of 2^-12: all 12 fractional bits, or with fewer than 14 bits a grid over [−2, 2).

@@ -6,6 +6,7 @@ use super::{Conv2d, Direction, Input, Line, Output, Requantizer, Weights};
 use crate::{Context, Isa, scalar};
 #[cfg(target_arch = "x86_64")]
 use crate::{avx2, avx512vnni};
+use core::ops::Range;
 
 /// A convolution in one direction, ready to run.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +38,7 @@ impl Convolution {
         }
     }
 
+    /// Taps of the kernel.
     pub(crate) fn taps(&self) -> usize {
         self.geometry.kernel[0] * self.geometry.kernel[1]
     }
@@ -57,17 +59,27 @@ impl Convolution {
     /// # Panics
     /// When a slice has another length than asked for.
     pub fn pack(&self, ctx: Context, packed: &mut [Line], weights: &[i8]) {
+        self.pack_taps(ctx, packed, 0..self.taps(), weights);
+    }
+
+    /// Packs the weights of some taps, `[taps, C_in, C_out]` with the taps of the kernel row by row; the others stay as
+    /// they are.
+    ///
+    /// # Panics
+    /// When a slice has another length than asked for.
+    pub fn pack_taps(&self, ctx: Context, packed: &mut [Line], taps: Range<usize>, weights: &[i8]) {
         assert_eq!(packed.len(), self.packed_len(ctx.isa), "packed weights");
-        assert_eq!(weights.len(), self.geometry.weights_len(), "weights");
+        assert!(taps.end <= self.taps(), "taps");
+        assert_eq!(weights.len(), taps.len() * self.geometry.c_in * self.geometry.c_out, "weights");
         match ctx.isa {
             Isa::Scalar => {}
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(_) => gather::pack(ctx, self, avx2::convolution::NR, 0, packed, weights),
+            Isa::Avx2(_) => gather::pack(ctx, self, avx2::convolution::NR, 0, packed, taps, weights),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni(_) => {
                 // Signed × signed: the weights become the unsigned operand of the dot product.
                 let flip = if self.signed { 0x80 } else { 0 };
-                gather::pack(ctx, self, avx512vnni::convolution::panel_width(self), flip, packed, weights);
+                gather::pack(ctx, self, avx512vnni::convolution::panel_width(self), flip, packed, taps, weights);
             }
         }
     }
@@ -118,7 +130,9 @@ impl Convolution {
         };
         assert_eq!(len, self.geometry.batch * h * w * c, "input");
         assert_eq!(signed, self.signed, "the input's sign");
-        assert_eq!(weights.raw.len(), self.geometry.weights_len(), "weights");
+        if ctx.isa == Isa::Scalar {
+            assert_eq!(weights.raw.len(), self.geometry.weights_len(), "weights");
+        }
         assert_eq!(weights.packed.len(), self.packed_len(ctx.isa), "packed weights");
         assert!(scratch.len() >= self.scratch_len(ctx), "scratch");
         match ctx.isa {

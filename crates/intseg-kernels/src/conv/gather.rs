@@ -73,14 +73,24 @@ pub(crate) fn packed_lines(plan: &Convolution, nr: usize) -> usize {
     target.div_ceil(nr) * plan.taps() * c.div_ceil(4) * nr * 4 / 64
 }
 
-/// Packs `[KH, KW, C_in, C_out]` for panels of `nr` channels, flipping bits of each weight: 0x80 adds 128.
-pub(crate) fn pack(ctx: Context, plan: &Convolution, nr: usize, flip: u8, packed: &mut [Line], weights: &[i8]) {
+/// Packs the weights of some taps, `[taps, C_in, C_out]`, for panels of `nr` channels, flipping bits of each weight:
+/// 0x80 adds 128.
+pub(crate) fn pack(
+    ctx: Context,
+    plan: &Convolution,
+    nr: usize,
+    flip: u8,
+    packed: &mut [Line],
+    taps: Range<usize>,
+    weights: &[i8],
+) {
     let ([.., c], [.., target]) = (plan.source(), plan.target());
     let c4 = c.div_ceil(4);
     let weights = as_u8(weights);
-    let lines = plan.taps() * c4 * nr * 4 / 64;
-    for_each_piece(ctx.pool, packed, lines, |panel, packed, _| {
+    let tap_lines = c4 * nr * 4 / 64;
+    for_each_piece(ctx.pool, packed, plan.taps() * tap_lines, |panel, packed, _| {
         let channels = panel * nr..target.min((panel + 1) * nr);
+        let packed = &mut packed[taps.start * tap_lines..taps.end * tap_lines];
         let groups = Line::bytes_mut(packed).chunks_exact_mut(nr * 4).enumerate();
         ctx.isa.vectorize(
             #[inline(always)]

@@ -134,7 +134,7 @@ pub enum Input<'a> {
 /// (empty where [`Convolution::packed_len`] is 0).
 #[derive(Clone, Copy, Debug)]
 pub struct Weights<'a> {
-    /// As stored.
+    /// As stored; portable code alone reads them.
     pub raw: &'a [i8],
     /// As packed for one instruction set.
     pub packed: &'a [Line],

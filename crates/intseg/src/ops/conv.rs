@@ -24,8 +24,8 @@ pub struct Conv {
     error_exponent: i32,
 }
 
-/// Weights whose gradient is computed and used at once.
-const LEARNT_AT_ONCE: usize = 1 << 21;
+/// Weights that are packed at once, or whose gradient is computed and used at once.
+const AT_ONCE: usize = 1 << 21;
 
 impl Conv {
     /// A convolution with initial weights drawn for ReLU (He et al. 2015) and a bias of zero.
@@ -47,7 +47,7 @@ impl Conv {
     /// The integers in use, `[KH, KW, C_in, C_out]`.
     pub fn weights_in_use(&self, bits: u32) -> Vec<i8> {
         let mut weights = vec![0; self.weight.master.len()];
-        self.weight.in_use_i8(Context::reference(), bits, &mut weights);
+        self.weight.in_use_i8(Context::reference(), bits, 0, &mut weights);
         weights
     }
 
@@ -74,10 +74,17 @@ impl Conv {
             Direction::Forward => geometry.output_len(),
             Direction::Transposed => geometry.input_len(),
         };
-        let mut raw = step.buffers.take_i8(self.weight.master.len());
-        self.weight.in_use_i8(step.kernels, step.bits.w, &mut raw);
         let mut packed = step.buffers.take_lines(pass.packed_len(step.kernels.isa));
-        pass.pack(step.kernels, &mut packed, &raw);
+        let taps = self.weight.master.len() / self.per_tap();
+        // Portable code reads all weights as they are; others read packed ones, packed a few taps at a time.
+        let at_once = if packed.is_empty() { taps } else { (AT_ONCE / self.per_tap()).clamp(1, taps) };
+        let mut raw = step.buffers.take_i8(at_once * self.per_tap());
+        for first in (0..taps).step_by(at_once) {
+            let range = first..taps.min(first + at_once);
+            let raw = &mut raw[..range.len() * self.per_tap()];
+            self.weight.in_use_i8(step.kernels, step.bits.w, first * self.per_tap(), raw);
+            pass.pack_taps(step.kernels, &mut packed, range, raw);
+        }
         let mut scratch = step.buffers.take_i32(pass.scratch_len(step.kernels));
         let weights = Weights { raw: &raw, packed: &packed };
         let sums = inputs.map(|input| {
@@ -135,7 +142,7 @@ impl Conv {
     /// Taps whose gradient is computed at once. Rounding a gradient to few bits needs the largest of all.
     fn learnt_at_once(&self, step: &Step) -> usize {
         let taps = self.weight.master.len() / self.per_tap();
-        if step.bits.g == 32 { (LEARNT_AT_ONCE / self.per_tap()).clamp(1, taps) } else { taps }
+        if step.bits.g == 32 { (AT_ONCE / self.per_tap()).clamp(1, taps) } else { taps }
     }
 
     /// Computes the gradient and updates the weights, as many taps at a time as `gradient` holds: the gradient of all
