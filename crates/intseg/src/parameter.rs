@@ -95,17 +95,17 @@ impl Parameter {
     pub fn he_normal(name: &str, shape: [usize; 4], draw: Dither) -> Self {
         let fan_in = (shape[0] * shape[1] * shape[2]) as u64;
         let deviation_q30 = ((2u64 << 60) / fan_in).isqrt() as i64;
-        let values_q46: Vec<i64> = (0..shape.iter().product())
+        // Sums first, scaled in place: 64-bit values of a large layer would be the largest tensor of a run.
+        let mut master: Vec<i32> = (0..shape.iter().product())
             .map(|i| {
-                let sum: i64 =
-                    (0..6).map(|k| draw.at(i * 6 + k)).map(|r| i64::from(r & 0xFFFF) + i64::from(r >> 16)).sum();
-                (sum - 6 * 65_536) * deviation_q30
+                let parts = (0..6).map(|k| draw.at(i * 6 + k)).map(|r| (r & 0xFFFF) as i32 + (r >> 16) as i32);
+                parts.sum::<i32>() - 6 * 65_536
             })
             .collect();
-        let largest = values_q46.iter().fold(1, |max: u64, v| max.max(v.unsigned_abs()));
-        let exponent = bit_length(largest) as i32 - 46 - 7;
+        let largest = master.iter().fold(0, |max: u64, v| max.max(v.unsigned_abs().into()));
+        let exponent = bit_length((largest * deviation_q30 as u64).max(1)) as i32 - 46 - 7;
         let drop = (exponent - 16 + 46) as u32;
-        let master = values_q46.iter().map(|&v| half_even_i64(v, drop) as i32).collect();
+        master.iter_mut().for_each(|v| *v = half_even_i64(i64::from(*v) * deviation_q30, drop) as i32);
         Self::new(name, &shape, Kind::Weight, exponent, master)
     }
 
