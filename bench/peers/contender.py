@@ -1,9 +1,9 @@
-"""One contender in a process of its own: loads, then runs once for every line on its input.
+"""One contender in a process of its own: loads, then runs twice for every line on its input and times the second.
 
     contender.py NAME NETWORK HxW THREADS [BATCH] [WIDTH]
 
 Answers each line with a JSON object: seconds, and the peak of the resident memory in MB. Inference contenders are
-`openvino`, `onnxruntime`, `torch`, `litert`; training contenders are `eager`, `channels-last`, `compile`, `bf16`.
+`openvino`, `openvino-nncf`, `onnxruntime`, `torch`, `litert`; training contenders are `eager`, `channels-last`, `compile`, `bf16`.
 """
 
 import json
@@ -34,15 +34,22 @@ def image(size):
     return np.random.default_rng(1).integers(0, 256, (1, 3, *size), dtype=np.uint8)
 
 
-def openvino(network, size, threads):
+def openvino(network, size, threads, path=None):
     import openvino as ov
     from models import paths
 
     core = ov.Core()
     options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1}
-    model = core.compile_model(str(paths(network, "x".join(map(str, size)))[1]), "CPU", options)
+    path = path or paths(network, "x".join(map(str, size)))[1]
+    model = core.compile_model(str(path), "CPU", options)
     request, x = model.create_infer_request(), image(size)
     return lambda: request.infer([x])
+
+
+def openvino_nncf(network, size, threads):
+    from models import nncf_path
+
+    return openvino(network, size, threads, nncf_path(network, "x".join(map(str, size))))
 
 
 def onnxruntime(network, size, threads):
@@ -139,11 +146,14 @@ def main():
     if rest:
         run = training(name, network, size, threads, int(rest[0]), float(rest[1]))
     else:
-        run = {"openvino": openvino, "onnxruntime": onnxruntime, "torch": torch_int8, "litert": litert}[name](network, size, threads)
+        load = {"openvino": openvino, "openvino-nncf": openvino_nncf, "onnxruntime": onnxruntime, "torch": torch_int8,
+                "litert": litert}[name]
+        run = load(network, size, threads)
     run()
     reset_peak()
     print(json.dumps({"ready": True}), flush=True)
     for _ in sys.stdin:
+        run()
         start = time.perf_counter()
         run()
         seconds = time.perf_counter() - start

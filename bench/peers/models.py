@@ -11,6 +11,11 @@ def paths(network, size):
     return MODELS / f"{stem}-float.onnx", MODELS / f"{stem}-int8.onnx"
 
 
+def nncf_path(network, size):
+    """The model that NNCF quantised for OpenVINO."""
+    return MODELS / f"{network}-{size}-nncf.xml"
+
+
 def litert_path(network, size):
     """The LiteRT model."""
     return MODELS / f"{network}-{size}.tflite"
