@@ -1,4 +1,4 @@
-"""Writes the int8 LiteRT model of a network, built anew in Keras with channels last.
+"""Writes the int8 LiteRT model of a network, built anew in Keras with channels last: image of bytes in, classes out.
 
     prepare_litert.py NETWORK HxW
 """
@@ -63,7 +63,8 @@ def prepare(network, size):
     height, width = map(int, size.split("x"))
     image = tf.keras.Input((height, width, 3), batch_size=1)
     scores = {"deeplabv3-resnet50": deeplab, "fcn8s-vgg16": fcn8s}[network](image, 21)
-    model = tf.keras.Model(image, scores)
+    classes = layers.Lambda(lambda scores: tf.argmax(scores, -1, output_type=tf.int32))(scores)
+    model = tf.keras.Model(image, classes)
     generator = np.random.default_rng(0)
 
     def calibration():
@@ -74,7 +75,7 @@ def prepare(network, size):
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = calibration
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    converter.inference_input_type = converter.inference_output_type = tf.int8
+    converter.inference_input_type = tf.uint8
     MODELS.mkdir(exist_ok=True)
     litert_path(network, size).write_bytes(converter.convert())
 

@@ -153,7 +153,8 @@ def prepare(options, network, size):
     for script, name, path in steps:
         if path.exists() or name and not options.wants(name):
             continue
-        if subprocess.run([sys.executable, str(HERE / script), network, size]).returncode:
+        command = [sys.executable, str(HERE / script), network, size]
+        if subprocess.run(command, stdout=sys.stderr).returncode:
             print(f"{script} failed: its contender is left out", file=sys.stderr)
 
 
