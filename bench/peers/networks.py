@@ -76,6 +76,20 @@ class Fcn8s(nn.Module):
         return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
+class PaddedPool(nn.Module):
+    """A pool that rounds up, without its flag: behind a ReLU, zeros at the far edges of odd sizes change no maximum."""
+
+    def forward(self, x):
+        height, width = x.shape[-2:]
+        return F.max_pool2d(F.pad(x, (0, width % 2, 0, height % 2)) if height % 2 or width % 2 else x, 2)
+
+
+def without_ceil_mode(network):
+    for stage in getattr(network, "stages", ()):
+        stage[-1] = PaddedPool()
+    return network
+
+
 def build(name, width=1.0):
     torch.manual_seed(0)
     return {
