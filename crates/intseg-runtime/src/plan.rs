@@ -208,8 +208,10 @@ fn check_shape(shape: Shape) -> Result<Shape, &'static str> {
 /// common unit, and the right shift of the sum. The unit is the finest exponent, inputs' or output's, unless the
 /// coarsest input would have to be shifted too far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Alignment {
+pub struct Alignment {
+    /// The left shifts of the inputs.
     pub inputs: [i32; 2],
+    /// The right shift of their sum.
     pub sum: u32,
 }
 
