@@ -3,8 +3,10 @@
 use crate::machine::Size;
 use crate::output::{json, si, text};
 use clap::{Args, ValueEnum};
+use intseg::data::image::{read_rgb, write_atomically};
 use intseg::export::c::{self, Strips};
 use intseg::predictor::Predictor;
+use intseg::threads::Threads;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -31,6 +33,9 @@ pub struct Export {
     /// Run in as few strips as fit into so much memory, such as 64K: arena and the strip of image and class map
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     ram: Option<usize>,
+    /// Also write input.rgb, this image at the models' size, and expected.raw, its class map (may be repeated)
+    #[arg(long, value_name = "FILE")]
+    image: Vec<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -76,7 +81,7 @@ impl Export {
     }
 
     fn c(&self) -> anyhow::Result<()> {
-        let predictor = Predictor::load(&self.model, intseg_kernels::Isa::Scalar)?;
+        let mut predictor = Predictor::load(&self.model, intseg_kernels::Isa::Scalar)?;
         let strips = match (self.strip, self.ram) {
             (Some(rows), _) => Strips::Rows(rows),
             (None, Some(bytes)) => Strips::Memory(bytes),
@@ -84,12 +89,13 @@ impl Export {
         };
         let export = c::export(&predictor.model(), predictor.metadata(), self.size.0, strips)?;
         export.write(&self.output)?;
+        self.samples(&mut predictor)?;
         let layout = &export.layout;
         let summary = Summary {
             output: &self.output,
             constant_bytes: export.constant_bytes,
             arena_bytes: layout.arena(),
-            map_bytes: layout.bytes + 2 * layout.words,
+            map_bytes: layout.map_bytes,
             map_bytes_lower_bound: layout.lower_bound,
             strips: layout.classes.len(),
             strip_image_rows: layout.most_rows(0),
@@ -97,6 +103,24 @@ impl Export {
             macs: export.macs,
         };
         if self.json { json(&summary) } else { text(summary.describe()) }
+    }
+}
+
+impl Export {
+    /// Writes images as the example reads them, and their class maps for comparison.
+    fn samples(&self, predictor: &mut Predictor) -> anyhow::Result<()> {
+        let threads = Threads::new(1)?;
+        let (mut input, mut expected) = (Vec::new(), Vec::new());
+        for path in &self.image {
+            let image = c::resized(&read_rgb(path)?, self.size.0);
+            expected.extend(predictor.predict(&threads, &image)?.values);
+            input.extend(image.data);
+        }
+        if !self.image.is_empty() {
+            write_atomically(&self.output.join("input.rgb"), &input)?;
+            write_atomically(&self.output.join("expected.raw"), &expected)?;
+        }
+        Ok(())
     }
 }
 

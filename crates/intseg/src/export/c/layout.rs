@@ -27,12 +27,10 @@ pub struct Layout {
     pub rows: Vec<Vec<Range<usize>>>,
     /// The rows of the class map that a strip gives.
     pub classes: Vec<Range<usize>>,
-    /// The first element of each node's output among the bytes or the 16-bit words.
+    /// The first byte of each node's output, even.
     pub offsets: Vec<usize>,
-    /// Bytes of 8-bit maps.
-    pub bytes: usize,
-    /// 16-bit words.
-    pub words: usize,
+    /// Bytes of all maps, even.
+    pub map_bytes: usize,
     /// The longest row of weights, a multiple of 4.
     pub taps: usize,
     /// i32 of one row of logits.
@@ -90,8 +88,7 @@ impl Layout {
             slots,
             rows,
             classes,
-            bytes: 0,
-            words: 0,
+            map_bytes: 0,
             lower_bound: 0,
         };
         layout.place();
@@ -108,15 +105,16 @@ impl Layout {
         self.classes[0].len()
     }
 
-    /// Elements that a node's output takes.
+    /// Bytes that a node's output takes, even.
     fn len(&self, node: usize) -> usize {
         let Shape { w, c, .. } = self.slots[node].shape;
-        self.most_rows(node) * w * c
+        let elements = self.most_rows(node) * w * c;
+        if self.slots[node].wide { 2 * elements } else { elements.next_multiple_of(2) }
     }
 
     /// Bytes of the arena with plain convolutions.
     pub fn arena(&self) -> usize {
-        4 * self.logits_row + 2 * self.words.next_multiple_of(2) + 2 * self.taps + self.bytes
+        4 * self.logits_row + (self.map_bytes + 2 * self.taps).next_multiple_of(4)
     }
 
     /// Bytes of the arena, a strip of the image and one of the class map.
@@ -138,20 +136,17 @@ impl Layout {
     /// Gives each output a place that is free for as long as it lives: the better of the order of execution and the
     /// order of size.
     fn place(&mut self) {
-        let count = self.slots.len();
-        for wide in [false, true] {
-            // The image is the caller's.
-            let nodes: Vec<usize> = (1..count).filter(|&node| self.slots[node].wide == wide).collect();
-            let mut by_size = nodes.clone();
-            by_size.sort_by_key(|&node| std::cmp::Reverse(self.len(node)));
-            let (in_order, sorted) = (self.fit(&nodes), self.fit(&by_size));
-            let (total, places) = if sorted.0 < in_order.0 { sorted } else { in_order };
-            places.into_iter().for_each(|(node, offset)| self.offsets[node] = offset);
-            if wide { self.words = total } else { self.bytes = total }
-        }
-        let size = |node: usize| self.len(node) * if self.slots[node].wide { 2 } else { 1 };
-        let alive = |now: usize| (1..=now).filter(|&node| self.slots[node].last_reader >= now).map(size).sum();
-        self.lower_bound = (1..count).map(alive).max().unwrap_or(0);
+        // The image is the caller's.
+        let nodes: Vec<usize> = (1..self.slots.len()).collect();
+        let mut by_size = nodes.clone();
+        by_size.sort_by_key(|&node| std::cmp::Reverse(self.len(node)));
+        let (in_order, sorted) = (self.fit(&nodes), self.fit(&by_size));
+        let (total, places) = if sorted.0 < in_order.0 { sorted } else { in_order };
+        places.into_iter().for_each(|(node, offset)| self.offsets[node] = offset);
+        self.map_bytes = total.max(2);
+        let alive =
+            |now: usize| (1..=now).filter(|&node| self.slots[node].last_reader >= now).map(|node| self.len(node)).sum();
+        self.lower_bound = nodes.iter().map(|&now| alive(now)).max().unwrap_or(0);
     }
 
     /// Places nodes one after the other, each as low as those before it allow: the end, and each node's offset.

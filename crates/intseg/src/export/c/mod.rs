@@ -14,7 +14,10 @@ mod operators;
 
 pub use layout::{Layout, Strips};
 
+use crate::data::image::Rgb;
 use crate::fold::Metadata;
+use intseg_kernels::Context;
+use intseg_kernels::resize::{Resize, Tap, axis};
 use intseg_runtime::Model;
 use std::path::{Path, PathBuf};
 
@@ -88,6 +91,17 @@ pub fn export(model: &Model, metadata: &Metadata, size: [usize; 2], strips: Stri
         ("Makefile", include_str!("templates/Makefile.txt").to_owned()),
     ];
     Ok(Export { files, constant_bytes, macs: layout.macs(model), layout })
+}
+
+/// An image at another size, as exact bilinear interpolation gives it.
+pub fn resized(image: &Rgb, [height, width]: [usize; 2]) -> Rgb {
+    let mut taps = vec![Tap::default(); height + width];
+    let (rows, columns) = taps.split_at_mut(height);
+    let denominators = [axis(rows, image.height, false), axis(columns, image.width, false)];
+    let resize = Resize { input: [image.height, image.width], channels: 3, rows, columns, denominators };
+    let mut data = vec![0; 3 * height * width];
+    resize.forward(Context::reference(), &mut data, &image.data);
+    Rgb { width, height, data }
 }
 
 impl Export {

@@ -12,7 +12,7 @@ use std::fmt::{Display, Write};
 pub(super) fn header(metadata: &Metadata, layout: &Layout) -> String {
     let Shape { h, w, .. } = layout.slots[0].shape;
     let classes = layout.slots[layout.slots.len() - 1].shape.c;
-    let (words, taps, bytes) = (layout.words.next_multiple_of(2), layout.taps, layout.bytes.max(1));
+    let (words, taps) = (layout.map_bytes / 2, layout.taps);
     let arch = comment(&metadata.arch);
     let (strips, rows, class_rows) = (layout.classes.len(), layout.most_rows(0), layout.most_class_rows());
     let logits_row = layout.logits_row;
@@ -35,9 +35,9 @@ pub(super) fn header(metadata: &Metadata, layout: &Layout) -> String {
 /* The memory of a run. Its content does not matter before or after. */
 typedef struct {{
     int32_t logits_row[{logits_row}];
-    int16_t words[{words}];
     uint8_t scratch[INTSEG_CONV_SCRATCH({taps})];
-    uint8_t bytes[{bytes}];
+    /* Maps of 16 bits, and of 8 bits as bytes, one in the place of another that has been read. */
+    int16_t maps[{words}];
 }} model_arena;
 
 /* Some rows: of the image those that a strip reads, of the class map those that it writes. */
@@ -155,9 +155,8 @@ impl Source<'_> {
     fn place(&self, index: usize) -> String {
         match (index, self.layout.slots[index].wide) {
             (0, _) => "image".into(),
-            (_, wide) => {
-                format!("arena->{} + {}", if wide { "words" } else { "bytes" }, self.layout.offsets[index])
-            }
+            (_, true) => format!("arena->maps + {}", self.layout.offsets[index] / 2),
+            (_, false) => format!("bytes + {}", self.layout.offsets[index]),
         }
     }
 
@@ -187,7 +186,7 @@ impl Source<'_> {
         let _ = writeln!(self.calls, "    /* {name} */");
         let out = format!("{}, &m{index}", self.outputs(index));
         match &node.op {
-            Op::Image => self.call("(void)rows"),
+            Op::Image => self.call("(void)bytes"),
             Op::Conv(conv) => {
                 let input = node.input(0);
                 self.conv(index, node, conv, input == 0)?;
@@ -394,6 +393,7 @@ model_rows model_class_rows(int32_t strip) {{
 
 void model_strip(int32_t strip, const uint8_t *image, uint8_t *classes, model_arena *arena) {{
     const uint16_t (*rows)[2] = map_rows[strip];
+    uint8_t *bytes = (uint8_t *)arena->maps;
 {calls}}}
 
 void model_classify(const uint8_t *image, uint8_t *classes, model_arena *arena) {{
