@@ -1,9 +1,13 @@
 //! Changing the width of whole tensors: maxima, rounding, sums of errors.
+//!
+//! What only training needs stands on 64-bit atomics, which small cores lack: it is not compiled for those.
 
 use crate::pool::for_each_piece;
 use crate::round::{bit_length, half_even_i32, half_even_i64, stochastic_i32, stochastic_i64, within};
 use crate::{Context, Dither};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+#[cfg(target_has_atomic = "64")]
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 /// Elements that one task handles.
 const PIECE: usize = 1 << 14;
@@ -237,6 +241,7 @@ fn for_each_block(parts: &[Contribution], from: usize, to: usize, mut visit: imp
     }
 }
 
+#[cfg(target_has_atomic = "64")]
 /// The smallest and the largest sum of contributions; 0 counts as one of them.
 pub fn range_of_sum(ctx: Context, parts: &[Contribution]) -> (i64, i64) {
     let len = parts.first().map_or(0, Contribution::len);
@@ -296,6 +301,7 @@ pub fn scale_i16(ctx: Context, out: &mut [i16], values: &[i64], multiplier: i64,
     });
 }
 
+#[cfg(target_has_atomic = "64")]
 /// Adds contributions and rounds the sum stochastically to `bits` bits; returns the right shift that this took.
 fn collect<T: Send>(
     ctx: Context,
@@ -352,6 +358,7 @@ fn collect<T: Send>(
     shift
 }
 
+#[cfg(target_has_atomic = "64")]
 /// Adds contributions and rounds the sum stochastically to `bits` bits, at most 8; returns the right shift.
 pub fn collect_i8(ctx: Context, out: &mut [i8], parts: &[Contribution], bits: u32, dither: Dither) -> u32 {
     collect(
@@ -365,6 +372,7 @@ pub fn collect_i8(ctx: Context, out: &mut [i8], parts: &[Contribution], bits: u3
     )
 }
 
+#[cfg(target_has_atomic = "64")]
 /// Adds contributions and rounds the sum stochastically to `bits` bits, at most 16; returns the right shift.
 pub fn collect_i16(ctx: Context, out: &mut [i16], parts: &[Contribution], bits: u32, dither: Dither) -> u32 {
     collect(
