@@ -47,9 +47,9 @@ fn fixture() -> &'static Fixture {
         assert_eq!(names.len(), 20);
         let images: Vec<_> = names.iter().map(|name| data.join("JPEGImages").join(format!("{name}.png"))).collect();
         let model = run.join("best.iseg");
-        let mut arguments: Vec<&Path> = vec![Path::new("predict"), Path::new("--model"), &model];
-        arguments.extend([Path::new("--output"), &masks]);
-        images.iter().for_each(|image| arguments.extend([Path::new("--input"), image]));
+        let mut arguments: Vec<&Path> = vec![Path::new("predict"), Path::new("--model"), model.as_path()];
+        arguments.extend([Path::new("--output"), masks.as_path()]);
+        images.iter().for_each(|image| arguments.extend([Path::new("--input"), image.as_path()]));
         intseg(arguments).ok();
         let predicted: Vec<u8> = names.iter().flat_map(|name| read_png(&masks.join(format!("{name}.png")))).collect();
         assert!(predicted.iter().any(|&class| class != predicted[0]), "one class alone: too easy a test");
@@ -62,9 +62,9 @@ fn export(name: &str, more: &[&str]) -> PathBuf {
     let fixture = fixture();
     let dir = fixture.dir.path().join(name);
     let mut arguments: Vec<&Path> = ["export", "--format", "c", "--size", "48x64", "-o"].map(Path::new).to_vec();
-    arguments.extend([&dir, &fixture.model]);
+    arguments.extend([dir.as_path(), fixture.model.as_path()]);
     arguments.extend(more.iter().map(Path::new));
-    fixture.images.iter().for_each(|image| arguments.extend([Path::new("--image"), image]));
+    fixture.images.iter().for_each(|image| arguments.extend([Path::new("--image"), image.as_path()]));
     intseg(arguments).ok();
     dir
 }
@@ -99,9 +99,8 @@ fn float_symbols(board: &str, file: &Path) -> Vec<String> {
         let converts = ["i2f", "i2d", "ui2f", "ui2d", "l2f", "l2d", "ul2f", "ul2d"].contains(&rest);
         let gcc = ["sf2", "df2", "sf3", "df3", "sfsi", "dfsi", "sisf", "sidf", "disf", "didf", "sfdi", "dfdi"];
         // Also the comparisons, such as __aeabi_fcmplt and __aeabi_dcmpeq.
-        rest.starts_with(['f', 'd']) && rest != "div0"
-            || converts
-            || name.starts_with("__") && gcc.iter().any(|part| name.ends_with(part))
+        let arm = rest.starts_with(['f', 'd']) && rest != "div0";
+        arm || converts || (name.starts_with("__") && gcc.iter().any(|part| name.ends_with(part)))
     };
     let symbols = tool(board, "nm", &[], file);
     let names = symbols.lines().filter_map(|line| line.split_whitespace().last());
