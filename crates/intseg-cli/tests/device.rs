@@ -107,9 +107,15 @@ fn float_symbols(board: &str, file: &Path) -> Vec<String> {
     names.filter(|name| soft(name)).map(str::to_owned).collect()
 }
 
+/// Without the architecture's name, objdump does not know Helium's instructions.
+fn disassembly(board: &str, file: &Path) -> String {
+    let architecture: &[&str] = if board == "m55" { &["-m", "armv8.1-m.main"] } else { &[] };
+    tool(board, "objdump", &[&["-d", "--no-show-raw-insn"], architecture].concat(), file)
+}
+
 /// Instructions that compute with floats or move them.
 fn float_instructions(board: &str, file: &Path) -> Vec<String> {
-    let listing = tool(board, "objdump", &["-d", "--no-show-raw-insn"], file);
+    let listing = disassembly(board, file);
     let mnemonic = |line: &str| line.split_once('\t')?.1.split_whitespace().next().map(str::to_owned);
     let float = |m: &String| match board {
         "rv32" => ["flw", "fsw", "fld", "fsd"].contains(&m.as_str()) || m.ends_with(".s") || m.ends_with(".d"),
@@ -135,7 +141,7 @@ fn exported_models_give_the_bytes_of_predict_on_every_board_without_floats() {
             let object = dir.join(format!("{part}.{board}.o"));
             assert_eq!(float_instructions(board, &object), [""; 0], "{board} {kernel}");
         }
-        let listing = tool(board, "objdump", &["-d"], &dir.join(format!("intseg_nn.{board}.o")));
+        let listing = disassembly(board, &dir.join(format!("intseg_nn.{board}.o")));
         assert_eq!(listing.contains("vmlav") || listing.contains("vmladav"), kernel == "mve", "{board} {kernel}");
         assert_eq!(listing.contains("smlad"), kernel == "dsp", "{board} {kernel}");
         passed += 1;
