@@ -39,6 +39,7 @@ pub mod average_pool;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512vnni;
+#[cfg(target_has_atomic = "64")]
 pub mod batch_norm;
 pub mod bytes;
 pub mod conv;
@@ -54,6 +55,7 @@ pub mod requantize;
 pub mod resize;
 pub mod round;
 mod scalar;
+#[cfg(target_has_atomic = "64")]
 pub mod sgd;
 pub mod softmax;
 #[cfg(test)]

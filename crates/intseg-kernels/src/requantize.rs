@@ -1,10 +1,14 @@
 //! Changing the width of whole tensors: maxima, rounding, sums of errors.
+//!
+//! What only training needs stands on 64-bit atomics, which small cores lack: it is not compiled for those.
 
 use crate::pool::for_each_piece;
 use crate::round::{bit_length, half_even_i32, half_even_i64, stochastic_i32, stochastic_i64, within};
 use crate::{Context, Dither};
 use core::ops::AddAssign;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+#[cfg(target_has_atomic = "64")]
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 /// Elements that one task handles.
 const PIECE: usize = 1 << 14;
@@ -304,6 +308,7 @@ fn for_each_block<W: Wide>(parts: &[Contribution], from: usize, to: usize, mut v
 }
 
 /// The smallest and the largest sum of contributions; 0 counts as one of them.
+#[cfg(target_has_atomic = "64")]
 pub fn range_of_sum(ctx: Context, parts: &[Contribution]) -> (i64, i64) {
     match fits_32(ctx, parts) {
         true => range_in::<i32>(ctx, parts),
@@ -311,6 +316,7 @@ pub fn range_of_sum(ctx: Context, parts: &[Contribution]) -> (i64, i64) {
     }
 }
 
+#[cfg(target_has_atomic = "64")]
 fn range_in<W: Wide>(ctx: Context, parts: &[Contribution]) -> (i64, i64) {
     let len = parts.first().map_or(0, Contribution::len);
     let (low, high) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -396,6 +402,7 @@ pub fn scale_i16(ctx: Context, out: &mut [i16], values: &[i64], multiplier: i64,
 }
 
 /// Adds contributions and rounds the sum stochastically to `bits` bits; returns the right shift that this took.
+#[cfg(target_has_atomic = "64")]
 fn collect<T: Send>(
     ctx: Context,
     out: &mut [T],
@@ -428,6 +435,7 @@ fn collect<T: Send>(
     }
 }
 
+#[cfg(target_has_atomic = "64")]
 fn collect_in<W: Wide, T: Send>(
     ctx: Context,
     out: &mut [T],
@@ -462,6 +470,7 @@ fn collect_in<W: Wide, T: Send>(
 }
 
 /// Adds contributions and rounds the sum stochastically to `bits` bits, at most 8; returns the right shift.
+#[cfg(target_has_atomic = "64")]
 pub fn collect_i8(ctx: Context, out: &mut [i8], parts: &[Contribution], bits: u32, dither: Dither) -> u32 {
     collect(
         ctx,
@@ -475,6 +484,7 @@ pub fn collect_i8(ctx: Context, out: &mut [i8], parts: &[Contribution], bits: u3
 }
 
 /// Adds contributions and rounds the sum stochastically to `bits` bits, at most 16; returns the right shift.
+#[cfg(target_has_atomic = "64")]
 pub fn collect_i16(ctx: Context, out: &mut [i16], parts: &[Contribution], bits: u32, dither: Dither) -> u32 {
     collect(
         ctx,

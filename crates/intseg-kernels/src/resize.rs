@@ -22,23 +22,43 @@ const fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Fills the taps of an axis from `size` inputs to `taps.len()` outputs; returns the denominator.
-///
-/// Half-pixel centres: output `o` lies at `((2o + 1)·size − out) / (2·out)`, held inside the input. Aligned corners:
-/// at `o·(size − 1) / (out − 1)`.
+/// Where an axis's outputs lie among its inputs: output `o` at `(start + step · o) / denominator`, in lowest terms, held
+/// inside the input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Coordinates {
+    /// From one output to the next.
+    pub step: i64,
+    /// Of the first output; may be negative.
+    pub start: i64,
+    /// The unit of both.
+    pub denominator: i64,
+}
+
+impl Coordinates {
+    /// From `size` inputs to `out` outputs.
+    ///
+    /// Half-pixel centres: output `o` lies at `((2o + 1)·size − out) / (2·out)`. Aligned corners: at
+    /// `o·(size − 1) / (out − 1)`.
+    pub fn new(size: usize, out: usize, align_corners: bool) -> Self {
+        let (size, out) = (size as i64, out as i64);
+        let (step, start, denominator) = match align_corners {
+            true if out <= 1 => (0, 0, 1),
+            true => (size - 1, 0, out - 1),
+            false => (2 * size, size - out, (2 * out).max(1)),
+        };
+        let common = gcd(gcd(denominator as u64, step.unsigned_abs()), start.unsigned_abs()) as i64;
+        Coordinates { step: step / common, start: start / common, denominator: denominator / common }
+    }
+}
+
+/// Fills the taps of an axis from `size` inputs to `taps.len()` outputs, at [`Coordinates`]; returns the denominator.
 ///
 /// # Panics
 /// When `size` is 0.
 pub fn axis(taps: &mut [Tap], size: usize, align_corners: bool) -> u32 {
     assert!(size > 0, "an axis needs an input");
-    let (size, out) = (size as u64, taps.len() as u64);
-    let (step, start, denominator) = match align_corners {
-        true if out <= 1 => (0, 0, 1),
-        true => (size as i64 - 1, 0, out - 1),
-        false => (2 * size as i64, size as i64 - out as i64, 2 * out),
-    };
-    let common = gcd(gcd(denominator.max(1), step.unsigned_abs()), start.unsigned_abs());
-    let (step, start, denominator) = (step / common as i64, start / common as i64, denominator.max(1) / common);
+    let Coordinates { step, start, denominator } = Coordinates::new(size, taps.len(), align_corners);
+    let (size, denominator) = (size as u64, denominator as u64);
     for (o, tap) in taps.iter_mut().enumerate() {
         let position = (start + step * o as i64).max(0) as u64;
         let first = (position / denominator).min(size - 1);

@@ -1,7 +1,7 @@
 //! Running a model in memory that the caller owns.
 
 use crate::model::{Conv, Element, Model, Node, Op, Requantization};
-use crate::plan::{Alignment, Plan, Shape, Slot, convolution};
+use crate::plan::{Alignment, Plan, Shape, Sizes, Slot, convolution};
 use core::ops::Range;
 use intseg_kernels::pool::for_each_piece_with;
 use intseg_kernels::requantize::Contribution;
@@ -29,6 +29,25 @@ pub struct Memory<'m> {
     pub multipliers: &'m mut [i32],
     /// Biases, which [`load`] fills.
     pub biases: &'m mut [i64],
+}
+
+impl<'m> Memory<'m> {
+    /// Cuts an arena of at least [`Sizes::arena_bytes`]; `None` when it is smaller.
+    pub fn in_arena(sizes: &Sizes, mut arena: &'m mut [u8]) -> Option<Self> {
+        let arena = &mut arena;
+        // The largest alignment first, so that nothing is lost between the parts.
+        let packed = if sizes.packed > 0 { bytes::take(arena, sizes.packed)? } else { &mut [] };
+        Some(Memory {
+            packed,
+            sums: bytes::take(arena, sizes.sums)?,
+            biases: bytes::take(arena, sizes.biases)?,
+            scratch: bytes::take(arena, sizes.scratch)?,
+            taps: bytes::take(arena, sizes.taps)?,
+            multipliers: bytes::take(arena, sizes.multipliers)?,
+            words: bytes::take(arena, sizes.words)?,
+            bytes: bytes::take(arena, sizes.bytes)?,
+        })
+    }
 }
 
 /// Packs the weights and unpacks the constants. Once a model and instruction set: they do not depend on the image.

@@ -39,7 +39,7 @@ pub mod writer;
 pub use engine::{Engine, EngineError};
 pub use execute::{Memory, execute, load};
 pub use model::{Conv, Element, Model, ModelError, Node, Op, Requantization};
-pub use plan::{Plan, PlanError, Shape, Sizes, Slot};
+pub use plan::{Alignment, Plan, PlanError, Shape, Sizes, Slot};
 
 /// The version of the model file that this crate writes, and the newest that it reads.
 pub const VERSION: u32 = 1;

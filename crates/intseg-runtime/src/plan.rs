@@ -3,15 +3,16 @@
 use crate::model::{Conv, Element, Model, Node, Op};
 use core::fmt;
 use intseg_kernels::requantize::Contribution;
-use intseg_kernels::{Context, Conv2d, Convolution, Direction};
+use intseg_kernels::resize::Tap;
+use intseg_kernels::{Context, Conv2d, Convolution, Direction, Line};
 
 /// The most rows or columns of an image or of any node's output: interpolation between 16-bit values then fits its
 /// integers.
 const MAX_SIDE: usize = 1 << 15;
 /// The most channels of a node's output.
 const MAX_CHANNELS: usize = 1 << 16;
-/// The most elements of a node's output: those of all nodes together then fit a `usize`.
-const MAX_ELEMENTS: u64 = (usize::MAX >> 24) as u64;
+/// The most elements of a node's output. Those of many nodes together are added without wrapping.
+const MAX_ELEMENTS: u64 = if usize::BITS >= 64 { 1 << 40 } else { 1 << 26 };
 /// The farthest apart that the exponents of a mean and of its input may be.
 const MAX_MEAN_SHIFT: u32 = 24;
 
@@ -56,7 +57,7 @@ pub struct Slot {
 impl Slot {
     /// Its elements.
     pub fn range(&self) -> core::ops::Range<usize> {
-        self.offset..self.offset + self.shape.len()
+        self.offset..self.offset.saturating_add(self.shape.len())
     }
 }
 
@@ -87,6 +88,22 @@ impl Sizes {
     /// Bytes of activations, residual streams and logits.
     pub fn activation_bytes(&self) -> usize {
         self.bytes + 2 * self.words
+    }
+
+    /// Bytes of one arena that holds all of it, wherever the arena begins ([`crate::Memory::in_arena`]).
+    pub fn arena_bytes(&self) -> usize {
+        let parts = [
+            (self.packed, size_of::<Line>()),
+            (self.sums, 8),
+            (self.biases, 8),
+            (self.scratch, 4),
+            (self.taps, size_of::<Tap>()),
+            (self.multipliers, 4),
+            (self.words, 2),
+            (self.bytes, 1),
+        ];
+        let alignment = if self.packed > 0 { align_of::<Line>() } else { align_of::<i64>() };
+        parts.iter().fold(alignment - 1, |sum, &(count, size)| sum.saturating_add(count.saturating_mul(size)))
     }
 }
 
@@ -208,8 +225,10 @@ fn check_shape(shape: Shape) -> Result<Shape, &'static str> {
 /// common unit, and the right shift of the sum. The unit is the finest exponent, inputs' or output's, unless the
 /// coarsest input would have to be shifted too far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Alignment {
+pub struct Alignment {
+    /// The left shifts of the inputs.
     pub inputs: [i32; 2],
+    /// The right shift of their sum.
     pub sum: u32,
 }
 
@@ -293,7 +312,7 @@ fn place(slots: &mut [Slot]) -> Sizes {
         let slot = &mut rest[0];
         let live = |other: &&Slot| other.wide == slot.wide && other.last_reader >= index;
         let free = |offset: usize| {
-            let end = offset + slot.shape.len();
+            let end = offset.saturating_add(slot.shape.len());
             before.iter().filter(live).all(|other| other.offset >= end || other.range().end <= offset)
         };
         let ends = before.iter().filter(live).map(|other| other.range().end);
@@ -303,7 +322,8 @@ fn place(slots: &mut [Slot]) -> Sizes {
         let total = if slot.wide { &mut sizes.words } else { &mut sizes.bytes };
         *total = end.max(*total);
         let live = slots[..=index].iter().filter(|slot| slot.last_reader >= index);
-        let bytes = live.map(|slot| slot.shape.len() * if slot.wide { 2 } else { 1 }).sum();
+        let bytes = live.map(|slot| slot.shape.len() * if slot.wide { 2 } else { 1 });
+        let bytes = bytes.fold(0, usize::saturating_add);
         sizes.lower_bound = sizes.lower_bound.max(bytes);
     }
     sizes

@@ -5,7 +5,7 @@ mod common;
 use common::{Threads, pyramid, residual, tiny};
 use intseg_kernels::{Context, Isa};
 use intseg_runtime::writer::ModelSpec;
-use intseg_runtime::{Model, Plan, PlanError, Slot};
+use intseg_runtime::{Engine, Memory, Model, Plan, PlanError, Slot, execute, load};
 
 fn check(spec: &ModelSpec, size: [usize; 2]) {
     let file = spec.to_bytes();
@@ -32,6 +32,29 @@ fn outputs_that_live_at_the_same_time_do_not_overlap() {
         for size in [[1, 1], [1, 37], [33, 65], [97, 64], [513, 513]] {
             check(&spec, size);
         }
+    }
+}
+
+#[test]
+fn one_arena_of_the_planned_size_runs_a_model_and_a_smaller_one_is_refused() {
+    let file = pyramid(false).to_bytes();
+    let model = Model::parse(&file).unwrap();
+    let mut slots = vec![Slot::default(); model.len()];
+    let size = [33, 47];
+    let image: Vec<u8> = (0..3 * 33 * 47).map(|i| (i * 7 % 251) as u8).collect();
+    let (mut got, mut want) = (vec![0; 33 * 47], vec![0; 33 * 47]);
+    Engine::new(file.clone()).unwrap().run(Context::reference(), size, &image, &mut want).unwrap();
+    for isa in Isa::available() {
+        let ctx = Context { isa, pool: &Threads(2) };
+        let plan = Plan::new(&model, size, ctx, &mut slots).unwrap();
+        let mut arena = vec![0xA5; plan.sizes.arena_bytes() + 1];
+        // Wherever it begins.
+        let arena = &mut arena[1..];
+        assert!(Memory::in_arena(&plan.sizes, &mut arena[..plan.sizes.arena_bytes() / 2]).is_none());
+        let mut memory = Memory::in_arena(&plan.sizes, arena).unwrap();
+        load(&model, &plan, ctx, &mut memory);
+        execute(&model, &plan, ctx, &mut memory, &image, &mut got, |_, _, _| {});
+        assert!(got == want, "{}", isa.name());
     }
 }
 

@@ -36,6 +36,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod data;
 pub mod evaluate;
+pub mod export;
 pub mod fold;
 pub mod graph;
 pub mod infer;

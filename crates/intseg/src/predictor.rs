@@ -101,6 +101,11 @@ impl Predictor {
         &self.metadata
     }
 
+    /// The model.
+    pub fn model(&self) -> Model<'_> {
+        self.engine.model()
+    }
+
     /// The memory that the last run took.
     pub fn sizes(&self) -> Sizes {
         self.engine.sizes()

@@ -4,6 +4,7 @@ mod bench;
 mod data;
 mod demo;
 mod eval;
+mod export;
 mod inspect;
 mod predict;
 mod train;
@@ -19,6 +20,8 @@ pub enum Command {
     Eval(eval::Eval),
     /// Segment images
     Predict(predict::Predict),
+    /// Write a model for another runtime: C for devices
+    Export(export::Export),
     /// Show the layers of a model or an architecture
     Inspect(inspect::Inspect),
     /// Time a network on this machine, without data
@@ -36,6 +39,7 @@ impl Command {
             Command::Train(train) => train.run(),
             Command::Eval(eval) => eval.run(),
             Command::Predict(predict) => predict.run(),
+            Command::Export(export) => export.run(),
             Command::Inspect(inspect) => inspect.run(),
             Command::Bench(bench) => bench.run(),
             Command::Demo(demo) => demo.run(),

@@ -1,0 +1,3 @@
+#include "intseg_nn.h"
+
+#include <string.h>

@@ -1,0 +1,3 @@
+//! Taking a model to other runtimes.
+
+pub mod c;
