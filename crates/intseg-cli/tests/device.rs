@@ -159,6 +159,24 @@ fn strips_on_a_board_give_the_bytes_of_predict() {
 }
 
 #[test]
+fn the_runtime_itself_gives_the_bytes_of_predict_on_a_board() {
+    let dir = export("runtime", &[]);
+    let script = root().join("examples/device/runtime.sh");
+    let output = Command::new(script).arg(&fixture().model).arg("48x64").arg(&dir).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(77) {
+        assert!(std::env::var_os("INTSEG_REQUIRE_DEVICES").is_none(), "{stderr}");
+        println!("boards: 0 passed, 1 skipped: {}", stderr.trim());
+        return;
+    }
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{stdout}{stderr}");
+    println!("{}", stdout.replace('\n', ", "));
+    assert!(std::fs::read(dir.join("classes.raw")).unwrap() == fixture().predicted);
+    assert_eq!(float_symbols("m3", &dir.join("runtime.elf")), [""; 0]);
+}
+
+#[test]
 fn the_searches_for_floats_find_them() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("control.c");

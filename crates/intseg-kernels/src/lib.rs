@@ -45,7 +45,6 @@ pub mod bytes;
 pub mod conv;
 pub mod deploy;
 pub mod dither;
-#[cfg(target_arch = "x86_64")]
 mod interleave;
 pub mod isa;
 pub mod max_pool;

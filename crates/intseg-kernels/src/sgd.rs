@@ -1,5 +1,6 @@
 //! The update of masters and momenta (method of DESIGN §3.7).
 
+use crate::conv::Sum;
 use crate::pool::{Disjoint, for_each_piece};
 use crate::round::{bit_length, half_even_i32, stochastic_i32, stochastic_i64, within};
 use crate::{Context, Dither};
@@ -39,26 +40,6 @@ pub struct Update {
     pub coarse: u32,
     /// A master beyond this magnitude counts as outside its grid.
     pub limit: i32,
-}
-
-/// A type that exact gradient sums are held in.
-pub trait Sum: Copy + Send + Sync + Into<i64> {
-    /// The sum and another value; the caller knows that it fits.
-    fn plus(self, value: i64) -> Self;
-}
-
-impl Sum for i32 {
-    #[inline(always)]
-    fn plus(self, value: i64) -> Self {
-        self.wrapping_add(value as i32)
-    }
-}
-
-impl Sum for i64 {
-    #[inline(always)]
-    fn plus(self, value: i64) -> Self {
-        self + value
-    }
 }
 
 /// Fractional bits of momentum units that the terms of an update are added in, before one rounding.

@@ -1,8 +1,9 @@
 //! Trained parameters: the integers in use, their masters and their momentum.
 
 use crate::ops::Step;
+use intseg_kernels::conv::Sum;
 use intseg_kernels::round::{bit_length, half_even_i32, half_even_i64};
-use intseg_kernels::sgd::{self, Sum, Update};
+use intseg_kernels::sgd::{self, Update};
 use intseg_kernels::{Context, Dither, Role};
 
 /// How a parameter is stored and used.

@@ -1,5 +1,6 @@
 //! Forward and backward-data convolution.
 
+#[cfg(target_arch = "x86_64")]
 use super::gather;
 use super::store::{Accumulators, Requantized, Store};
 use super::{Conv2d, Direction, Input, Line, Output, Requantizer, Weights};

@@ -17,7 +17,7 @@ mod weight_gradient;
 pub use convolution::Convolution;
 pub(crate) use store::Store;
 pub use store::requantize;
-pub use weight_gradient::WeightGradient;
+pub use weight_gradient::{Sum, WeightGradient};
 
 /// The geometry of a convolution, always described in its forward direction.
 ///
@@ -113,7 +113,6 @@ impl Line {
     pub const ZERO: Line = Line([0; 64]);
 
     /// The bytes of some lines.
-    #[cfg(target_arch = "x86_64")]
     pub(crate) fn bytes_mut(lines: &mut [Line]) -> &mut [u8] {
         // SAFETY: a line is 64 bytes without padding, and any bits are valid for both.
         let (_, bytes, _) = unsafe { lines.align_to_mut::<i8>() };

@@ -9,7 +9,6 @@ use super::{Conv2d, Input, Line};
 use crate::bytes::as_u8;
 use crate::interleave::interleave;
 use crate::pool::Disjoint;
-use crate::sgd::Sum;
 use crate::{Context, Isa, scalar};
 #[cfg(target_arch = "x86_64")]
 use crate::{avx2, avx512vnni::convolution::Kernel};
@@ -21,6 +20,26 @@ const PIXELS: usize = 384;
 const CHANNELS: usize = 256;
 /// Pixels after which i32 sums could wrap: `255 · 128 · 65 536 < 2^31`.
 const FLUSH: usize = 65_536 / PIXELS * PIXELS;
+
+/// A type that exact gradient sums are held in.
+pub trait Sum: Copy + Send + Sync + Into<i64> {
+    /// The sum and another value; the caller knows that it fits.
+    fn plus(self, value: i64) -> Self;
+}
+
+impl Sum for i32 {
+    #[inline(always)]
+    fn plus(self, value: i64) -> Self {
+        self.wrapping_add(value as i32)
+    }
+}
+
+impl Sum for i64 {
+    #[inline(always)]
+    fn plus(self, value: i64) -> Self {
+        self + value
+    }
+}
 
 /// The weight gradient of a convolution:
 /// `dw[kh, kw, ci, co] = Σ input[n, y·s − p + kh·d, x·s − p + kw·d, ci] · error[n, y, x, co]`.

@@ -1,9 +1,8 @@
 //! The weight gradient in portable Rust.
 
 use crate::Context;
-use crate::conv::{Conv2d, Input};
+use crate::conv::{Conv2d, Input, Sum};
 use crate::pool::for_each_piece;
-use crate::sgd::Sum;
 use core::ops::Range;
 
 /// Adds the gradient's sums, `2^shift` times, to `out`; one task an input channel of a tap.

@@ -4,8 +4,8 @@ use super::{Operator, Step, mask_by_relu};
 use crate::graph::{ConvOutput, ConvSpec};
 use crate::parameter::{Parameter, Rate};
 use crate::tensor::{Mantissas, Shape, Tensor};
+use intseg_kernels::conv::Sum;
 use intseg_kernels::requantize::{self, Contribution};
-use intseg_kernels::sgd::Sum;
 use intseg_kernels::{Context, Conv2d, Convolution, Direction, Dither, Input, Role, WeightGradient, Weights};
 use std::ops::Range;
 
