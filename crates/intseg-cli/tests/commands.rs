@@ -2,16 +2,29 @@
 
 mod common;
 
-use common::{JPEG, Ran, intseg, program, scenes, trained};
+use common::{JPEG, Ran, intseg, program, root, scenes, trained};
 use std::path::Path;
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in ["train", "eval", "predict", "inspect", "bench", "demo", "data"] {
+    for command in ["train", "eval", "predict", "export", "inspect", "bench", "demo", "data"] {
         let help = intseg([command, "--help"]).ok();
         assert!(help.contains("Example") && help.contains(&format!("intseg {command}")), "{help}");
     }
     assert!(intseg(["--version"]).ok().starts_with("intseg "));
+}
+
+#[test]
+fn the_shipped_model_runs_on_a_picture_and_knows_its_classes() {
+    let model = root().join("models/camvid-small.iseg");
+    let picture = root().join("docs/pictures/camvid-fcn8s.png");
+    let out = tempfile::tempdir().unwrap();
+    let [model, picture] = [&model, &picture].map(|path| path.to_str().unwrap());
+    intseg(["predict", "--model", model, "--input", picture, "--output", out.path().to_str().unwrap()]).ok();
+    assert!(out.path().join("camvid-fcn8s.png").is_file());
+    let time = intseg(["bench", "--model", model, "--size", "64x96", "--runs", "1", "--layers", "--json"]).json();
+    assert_eq!(time["arch"], "fcn-tiny");
+    assert!(time["layers"].as_array().unwrap().iter().any(|layer| layer["share_of_peak"].as_f64().unwrap() > 0.0));
 }
 
 #[test]
