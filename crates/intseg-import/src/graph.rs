@@ -1,0 +1,147 @@
+//! A float network as post-training quantisation sees it: every operator that it knows, in NHWC.
+
+/// What a window operator's geometry is, each vertical then horizontal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Window rows and columns.
+    pub kernel: [usize; 2],
+    /// Stride.
+    pub stride: [usize; 2],
+    /// Dilation.
+    pub dilation: [usize; 2],
+    /// Padding, the same on both sides.
+    pub padding: [usize; 2],
+}
+
+/// How a resize finds its values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interpolation {
+    /// Bilinear, half-pixel centres.
+    Linear,
+    /// Bilinear, the corner pixels' centres aligned.
+    LinearAligned,
+    /// The nearest value at an integer factor.
+    Nearest,
+}
+
+/// What a resize makes of its rows and columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResizeTarget {
+    /// As many as the second input has.
+    Like,
+    /// This many times as many.
+    Factor([usize; 2]),
+}
+
+/// What a node computes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FloatOp {
+    /// The image `[1, H, W, 3]`: `(v / 255 − mean) / deviation` of the graph's [`Normalization`].
+    Image,
+    /// A convolution.
+    Conv {
+        /// Geometry.
+        window: Window,
+        /// `[KH, KW, C_in, C_out]`.
+        weights: Vec<f32>,
+        /// Input and output channels.
+        channels: [usize; 2],
+        /// One a output channel.
+        bias: Vec<f32>,
+    },
+    /// A transposed convolution: the adjoint of a convolution with this geometry.
+    ConvTranspose {
+        /// Geometry.
+        window: Window,
+        /// Rows and columns added at the end of the output.
+        output_padding: [usize; 2],
+        /// `[KH, KW, C_in, C_out]`: input `(y, x)` adds its product with tap `(i, j)` to output
+        /// `(y·stride + i·dilation − padding, …)`.
+        weights: Vec<f32>,
+        /// Input and output channels.
+        channels: [usize; 2],
+        /// One a output channel.
+        bias: Vec<f32>,
+    },
+    /// `scale · x + offset` a channel: batch normalisation at inference.
+    Affine {
+        /// One a channel.
+        scale: Vec<f32>,
+        /// One a channel.
+        offset: Vec<f32>,
+    },
+    /// Clamp to `[low, high]`: ReLU is `[0, ∞]`.
+    Clip {
+        /// Smallest output.
+        low: f32,
+        /// Largest output, may be infinite.
+        high: f32,
+    },
+    /// Maximum over a window; padding never wins.
+    MaxPool {
+        /// Geometry.
+        window: Window,
+        /// Whether a last window may reach over the border.
+        ceil: bool,
+    },
+    /// Mean over a window.
+    AveragePool {
+        /// Geometry.
+        window: Window,
+        /// Whether a last window may reach over the border.
+        ceil: bool,
+        /// Whether padding counts in the divisor.
+        count_padding: bool,
+    },
+    /// Mean over all positions, `[1, 1, 1, C]`.
+    GlobalAveragePool,
+    /// Sum of two tensors of one shape.
+    Add,
+    /// Concatenation along channels.
+    Concat,
+    /// Resize of the first input.
+    Resize {
+        /// To which size.
+        target: ResizeTarget,
+        /// How.
+        interpolation: Interpolation,
+    },
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FloatNode {
+    /// Its name, for messages and reports.
+    pub name: String,
+    /// What it computes.
+    pub op: FloatOp,
+    /// Numbers of earlier nodes.
+    pub inputs: Vec<usize>,
+}
+
+/// What the network expects of an image's channels, red, green, blue.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Normalization {
+    /// Means of values in 0..=1.
+    pub mean: [f32; 3],
+    /// Deviations of values in 0..=1.
+    pub deviation: [f32; 3],
+}
+
+impl Normalization {
+    /// torchvision's, from ImageNet.
+    pub const IMAGENET: Normalization = Normalization { mean: [0.485, 0.456, 0.406], deviation: [0.229, 0.224, 0.225] };
+}
+
+/// A network: node 0 is the image, the last node's output the logits, which are upsampled to the image bilinearly.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FloatGraph {
+    /// The architecture or the file.
+    pub name: String,
+    /// Nodes, inputs before their readers.
+    pub nodes: Vec<FloatNode>,
+    /// How the logits are upsampled to the image's size.
+    pub upsampling: Interpolation,
+    /// What the image is normalised by.
+    pub normalization: Normalization,
+}
