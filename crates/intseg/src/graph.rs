@@ -5,13 +5,15 @@
 
 use crate::tensor::Shape;
 use intseg_kernels::{Conv2d, max_pool};
+use serde::Serialize;
 
 /// Index of a node in its graph.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct NodeId(pub usize);
 
 /// What becomes of a convolution's accumulators.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ConvOutput {
     /// They go as they are to the batch normalisation that follows.
     Accumulators,
@@ -22,7 +24,7 @@ pub enum ConvOutput {
 }
 
 /// A convolution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct ConvSpec {
     /// Output channels.
     pub channels: usize,
@@ -74,7 +76,7 @@ impl ConvSpec {
 }
 
 /// A max-pooling window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct PoolSpec {
     /// Rows and columns of the window.
     pub kernel: [usize; 2],
@@ -87,7 +89,8 @@ pub struct PoolSpec {
 }
 
 /// What a node computes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OpSpec {
     /// The image, `[N, H, W, 3]`, value − 128 at exponent −7.
     Image,
@@ -119,7 +122,7 @@ pub enum OpSpec {
 }
 
 /// A named operator and where its inputs come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Node {
     /// Unique in the graph; parameters are named after it.
     pub name: String,
@@ -130,7 +133,7 @@ pub struct Node {
 }
 
 /// A network.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Graph {
     /// The architecture's name.
     pub name: String,

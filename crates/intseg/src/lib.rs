@@ -48,6 +48,7 @@ pub mod ops;
 pub mod parameter;
 pub mod predict;
 pub mod predictor;
+pub mod record;
 pub mod run;
 pub mod schedule;
 pub mod summary;

@@ -2,7 +2,6 @@
 
 use crate::checkpoint::{self, CheckpointError, Progress};
 use crate::config::{ClassWeights, Config, ConfigError, fixed};
-use crate::data::augment::Augmentation;
 use crate::data::image::{read_label, write_atomically};
 use crate::data::loader::{Loader, Source};
 use crate::data::{DataError, Dataset, Entry, IGNORE, Layout};
@@ -185,8 +184,7 @@ impl<'a> Run<'a> {
         let text = config.to_toml();
         let progress = open_folder(options, &text, &mut network)?;
         let class_weights = class_weights(config, &dataset, &train)?;
-        let decay = config.train.decay.clone();
-        let schedule = Schedule::new(config.lr_q32(), config.train.steps, config.train.warmup, decay);
+        let schedule = Schedule::of(config);
         let ctx = Context { isa: options.isa, pool: threads };
         let started = Instant::now();
         Ok(Run { config, options, ctx, dataset, train, val, network, schedule, class_weights, progress, started })
@@ -194,26 +192,6 @@ impl<'a> Run<'a> {
 
     fn path(&self, name: &str) -> PathBuf {
         self.options.out.join(name)
-    }
-
-    fn loader(&self) -> Loader {
-        let [brightness, contrast_q8] = self.config.jitter();
-        let augmentation = Augmentation {
-            crop: self.config.augment.crop,
-            scale_q8: self.config.scale_q8(),
-            flip: self.config.augment.flip,
-            brightness,
-            contrast_q8,
-        };
-        let source = Source {
-            dataset: self.dataset.clone(),
-            entries: self.train.clone(),
-            classes: self.config.network.classes,
-            augmentation,
-            batch: self.config.train.batch,
-            seed: self.config.train.seed,
-        };
-        Loader::start(source, self.progress.step, 2)
     }
 
     fn train(&mut self, observe: &mut (dyn FnMut(&Event) + Send)) -> Result<Summary, RunError> {
@@ -226,7 +204,8 @@ impl<'a> Run<'a> {
             val_images: self.val.len(),
             parameters: self.network.parameter_count(),
         });
-        let mut loader = self.loader();
+        let source = Source::new(config, self.dataset.clone(), self.train.clone());
+        let mut loader = Loader::start(source, first_step, 2);
         let mut window = StepOutcome::default();
         while self.progress.step < steps && !self.options.stop.load(Ordering::Relaxed) {
             let batch = loader.next()?;
@@ -378,7 +357,7 @@ fn open_folder(options: &RunOptions, config: &str, network: &mut Network) -> Res
 }
 
 /// The class weights of the main and of the auxiliary loss, in 256ths; empty for all alike.
-fn class_weights(config: &Config, dataset: &Dataset, entries: &[Entry]) -> Result<[Vec<u16>; 2], RunError> {
+pub(crate) fn class_weights(config: &Config, dataset: &Dataset, entries: &[Entry]) -> Result<[Vec<u16>; 2], RunError> {
     let classes = config.network.classes;
     let weights = match &config.train.class_weights {
         ClassWeights::Uniform => vec![256; classes],

@@ -1,6 +1,6 @@
 //! Learning-rate schedules in integers.
 
-use crate::config::Decay;
+use crate::config::{Config, Decay};
 
 /// How the learning rate falls over a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,11 @@ impl Schedule {
     /// A schedule of `steps` steps from a learning rate in units of 2^-32, reached after `warmup` steps.
     pub fn new(lr_q32: u64, steps: u64, warmup: u64, decay: Decay) -> Self {
         Schedule { lr_q32, steps, warmup, decay }
+    }
+
+    /// A configuration's.
+    pub fn of(config: &Config) -> Self {
+        Schedule::new(config.lr_q32(), config.train.steps, config.train.warmup, config.train.decay.clone())
     }
 
     /// The learning rate of a step, in units of 2^-32.

@@ -1,10 +1,15 @@
-//! `intseg data check` and `intseg data scenes`.
+//! `intseg data check`, `intseg data scenes` and `intseg data batches`.
 
 use crate::failure::{Reported, Usage};
 use crate::machine::Size;
 use crate::output;
+use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
+use intseg::config::Config;
 use intseg::data::{Layout, check, scenes};
+use intseg::record;
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
 /// Arguments of `intseg data`.
@@ -21,6 +26,8 @@ enum Action {
     Check(Check),
     /// Write generated scenes in VOC's layout
     Scenes(Scenes),
+    /// Write what a training run would see, for another framework
+    Batches(Batches),
 }
 
 /// A layout as the command line names it.
@@ -81,12 +88,40 @@ struct Scenes {
     seed: u64,
 }
 
+#[derive(Args)]
+#[command(after_help = "Example: intseg data batches --config run.toml --data camvid --initial initial.safetensors | \
+python twin.py
+
+The output is one line of JSON (network, schedule, class weights, validation files), then for each step the images,
+value - 128 as int8 [N, H, W, 3], and the labels, uint8 [N, H, W], 255 where ignored.")]
+struct Batches {
+    /// The run's description, a TOML file
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// The data set's folder
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Also write the initial weights there, float32 safetensors
+    #[arg(long, value_name = "FILE")]
+    initial: Option<PathBuf>,
+    /// Number of steps; else all of the run's
+    #[arg(long, value_name = "N")]
+    steps: Option<u64>,
+    /// Override a key of the configuration, such as train.seed=1 (may be repeated)
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// The file to write; the standard output when not given
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
 impl Data {
     /// Runs the command.
     pub fn run(self) -> anyhow::Result<()> {
         match self.action {
             Action::Check(check) => check.run(),
             Action::Scenes(scenes) => scenes.run(),
+            Action::Batches(batches) => batches.run(),
         }
     }
 }
@@ -102,6 +137,21 @@ impl Check {
             true => Ok(()),
             false => Err(Reported.into()),
         }
+    }
+}
+
+impl Batches {
+    fn run(self) -> anyhow::Result<()> {
+        let config = Config::load(&self.config, &self.set)?;
+        if let Some(path) = &self.initial {
+            record::initial_weights(&config, path)?;
+        }
+        let mut out: Box<dyn Write> = match &self.output {
+            None => Box::new(std::io::stdout().lock()),
+            Some(path) => Box::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?),
+        };
+        let name = self.output.unwrap_or_else(|| "the standard output".into());
+        Ok(record::batches(&config, &self.data, self.steps, &mut BufWriter::new(&mut out), &name)?)
     }
 }
 

@@ -5,6 +5,7 @@
 
 use super::augment::{Augmentation, augment};
 use super::{Batch, DataError, Dataset, Entry, Sample};
+use crate::config::Config;
 use intseg_kernels::{Dither, Role};
 use std::collections::HashMap;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -29,6 +30,22 @@ pub struct Source {
     pub batch: usize,
     /// Seed of order and variation.
     pub seed: u64,
+}
+
+impl Source {
+    /// What a configuration makes of the entries of its training split.
+    pub fn new(config: &Config, dataset: Dataset, entries: Vec<Entry>) -> Self {
+        let [brightness, contrast_q8] = config.jitter();
+        let augmentation = Augmentation {
+            crop: config.augment.crop,
+            scale_q8: config.scale_q8(),
+            flip: config.augment.flip,
+            brightness,
+            contrast_q8,
+        };
+        let (classes, batch, seed) = (config.network.classes, config.train.batch, config.train.seed);
+        Source { dataset, entries, classes, augmentation, batch, seed }
+    }
 }
 
 /// Hands out batches in the order of steps.
