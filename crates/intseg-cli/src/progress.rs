@@ -64,6 +64,7 @@ impl Progress {
                     "{parameters} parameters, {train_images} images to train on, {val_images} to evaluate on{from}"
                 ));
             }
+            Event::Initialized(report) => self.line(&report.to_string()),
             Event::Step { step, loss, lr, images_per_second, .. } => {
                 self.at(*step, &|| format!("loss {loss:.4}, lr {lr:.6}, {images_per_second:.1} images/s"));
             }

@@ -4,6 +4,7 @@
 mod common;
 
 use common::{Ran, intseg, program, root, scenes, train};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -190,6 +191,70 @@ fn the_papers_configurations_train_in_their_layouts() {
             }
             let (model, dir) = (out.join("last.iseg"), data.path());
             intseg(["eval", "--model", model.to_str().unwrap(), "--data", dir.to_str().unwrap(), "--json"]).json();
+        }
+    }
+}
+
+#[test]
+fn a_run_starts_from_another_runs_weights_and_says_what_it_took() {
+    let data = scenes();
+    let (first, second) = (data.path().join("first"), data.path().join("second"));
+    Ran::from(train(data.path(), &first).output().unwrap()).ok();
+    let checkpoint = first.join("checkpoint.safetensors");
+    let mut command = train(data.path(), &second);
+    // So small a rate changes nothing: what comes out is what was taken over.
+    command.args(["--set", "train.steps=1", "--set", "train.lr=1e-9", "--set", "train.weight_decay=0.0"]);
+    let ran = Ran::from(command.arg("--init").arg(&checkpoint).output().unwrap());
+    assert!(ran.stderr.contains("tensors loaded, 0 left at their initial values, 0 ignored"), "{}", ran.stderr);
+    ran.ok();
+    let weights = |out: &Path| {
+        let bytes = std::fs::read(out.join("checkpoint.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let names = file.names().into_iter().filter(|name| name.ends_with("weight.master"));
+        names.map(|name| (name.to_owned(), file.tensor(name).unwrap().data().to_vec())).collect::<BTreeMap<_, _>>()
+    };
+    assert!(!weights(&first).is_empty() && weights(&first) == weights(&second));
+
+    let mut other = train(data.path(), &data.path().join("third"));
+    other.args(["--set", "network.classes=9", "--set", "train.steps=1"]).arg("--init").arg(&checkpoint);
+    let stderr = Ran::from(other.output().unwrap()).stderr;
+    assert!(stderr.contains("6] in the file, ") && stderr.contains("9] in the network"), "{stderr}");
+
+    let mut wrong = train(data.path(), &data.path().join("fourth"));
+    Ran::from(wrong.arg("--init").arg(first.join("best.iseg")).output().unwrap()).fails(1, &["best.iseg"]);
+    assert!(!data.path().join("fourth").exists(), "nothing is written before the weights were read");
+}
+
+#[test]
+fn recorded_batches_are_those_of_a_run() {
+    let data = scenes();
+    let initial = data.path().join("initial.safetensors");
+    let record = |seed: &str| {
+        let mut command = program();
+        command.args(["data", "batches", "--steps", "3", "--set", seed, "--config"]).arg(common::config());
+        command.args(common::QUICK.iter().flat_map(|set| ["--set", set]));
+        let out = command.arg("--data").arg(data.path()).arg("--initial").arg(&initial).output().unwrap();
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        out.stdout
+    };
+    let bytes = record("train.seed=0");
+    let end = bytes.iter().position(|&b| b == b'\n').unwrap();
+    let header: serde_json::Value = serde_json::from_slice(&bytes[..end]).unwrap();
+    assert_eq!((header["steps"].as_u64(), header["lr_q32"].as_array().unwrap().len()), (Some(3), 3));
+    let frames = &bytes[end + 1..];
+    assert_eq!(frames.len(), 3 * 2 * 32 * 48 * 4, "two crops a step: three bytes of image and one of label a pixel");
+    let labels = &frames[2 * 32 * 48 * 3..2 * 32 * 48 * 4];
+    assert!(labels.iter().all(|&label| label < 6 || label == 255) && labels.iter().any(|&label| label > 0));
+    assert!(bytes == record("train.seed=0") && bytes != record("train.seed=1"));
+
+    let weights = std::fs::read(&initial).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&weights).unwrap();
+    for node in header["graph"]["nodes"].as_array().unwrap() {
+        if let Some(conv) = node["op"].get("conv") {
+            let tensor = file.tensor(&format!("{}.weight", node["name"].as_str().unwrap())).unwrap();
+            assert_eq!(tensor.shape()[3] as u64, conv["channels"].as_u64().unwrap());
+            let values = tensor.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
+            assert!(values.clone().all(|v| v.abs() < 8.0) && values.into_iter().any(|v| v != 0.0));
         }
     }
 }

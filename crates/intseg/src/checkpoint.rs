@@ -118,7 +118,17 @@ pub fn load(path: &Path, network: &mut Network) -> Result<Progress, CheckpointEr
     parse(&bytes, network).map_err(|message| CheckpointError::Unusable { path: path.to_owned(), message })
 }
 
-fn parse(bytes: &[u8], network: &mut Network) -> Result<Progress, String> {
+/// What a checkpoint says besides its tensors, whatever its network.
+///
+/// # Errors
+/// When the file cannot be read, is no checkpoint, or is newer.
+pub fn progress(path: &Path) -> Result<Progress, CheckpointError> {
+    let bytes = std::fs::read(path).map_err(|source| CheckpointError::Read { path: path.to_owned(), source })?;
+    let header = header(&bytes).map_err(|message| CheckpointError::Unusable { path: path.to_owned(), message })?;
+    Ok(header.progress)
+}
+
+fn header(bytes: &[u8]) -> Result<Header, String> {
     let (_, metadata) =
         SafeTensors::read_metadata(bytes).map_err(|e| format!("it is damaged or no checkpoint ({e})"))?;
     let text = metadata.metadata().as_ref().and_then(|m| m.get(KEY)).ok_or("it is no intseg checkpoint")?;
@@ -126,7 +136,11 @@ fn parse(bytes: &[u8], network: &mut Network) -> Result<Progress, String> {
     if version["version"] != VERSION {
         return Err(format!("it has version {}, this program reads {VERSION}", version["version"]));
     }
-    let header: Header = serde_json::from_str(text).map_err(|e| e.to_string())?;
+    serde_json::from_str(text).map_err(|e| e.to_string())
+}
+
+fn parse(bytes: &[u8], network: &mut Network) -> Result<Progress, String> {
+    let header = header(bytes)?;
     let file = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
     let wanted = tensors(network);
     let mut found = Vec::with_capacity(wanted.len());

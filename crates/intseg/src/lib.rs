@@ -18,6 +18,7 @@
 //!     data: folder.path().join("scenes"),
 //!     out: folder.path().join("run"),
 //!     resume: false,
+//!     init: None,
 //!     threads: 0,
 //!     isa: Isa::detect(),
 //!     stop: Default::default(),
@@ -40,6 +41,7 @@ pub mod export;
 pub mod fold;
 pub mod graph;
 pub mod infer;
+pub mod init;
 pub mod loss;
 pub mod metrics;
 pub mod network;

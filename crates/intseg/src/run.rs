@@ -8,6 +8,7 @@ use crate::data::{DataError, Dataset, Entry, IGNORE, Layout};
 use crate::evaluate::{EvaluateError, evaluate};
 use crate::fold::{Metadata, fold};
 use crate::graph::GraphError;
+use crate::init::{InitError, Report as InitReport, Start};
 use crate::metrics::{Absent, Report};
 use crate::network::{Network, Recipe, StepOutcome};
 use crate::networks::{self, UnknownNetwork};
@@ -38,6 +39,8 @@ pub struct RunOptions {
     pub out: PathBuf,
     /// Whether to continue from the folder's checkpoint.
     pub resume: bool,
+    /// Trained weights to start from, unless the run is resumed.
+    pub init: Option<Start>,
     /// Threads; 0 for all cores.
     pub threads: usize,
     /// Instruction set.
@@ -49,6 +52,8 @@ pub struct RunOptions {
 /// What happens in a run.
 #[derive(Clone, Debug)]
 pub enum Event {
+    /// Trained weights were taken over.
+    Initialized(InitReport),
     /// Data and network are ready.
     Started {
         /// Number of the first step: above 0 when resumed.
@@ -126,6 +131,9 @@ pub enum RunError {
     /// The checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The weights to start from.
+    #[error(transparent)]
+    Init(#[from] InitError),
     /// An evaluation.
     #[error(transparent)]
     Evaluate(#[from] EvaluateError),
@@ -166,6 +174,7 @@ struct Run<'a> {
     train: Vec<Entry>,
     val: Vec<Entry>,
     network: Network,
+    initialized: Option<InitReport>,
     schedule: Schedule,
     /// Class weights in 256ths, of the main and the auxiliary loss.
     class_weights: [Vec<u16>; 2],
@@ -181,13 +190,28 @@ impl<'a> Run<'a> {
         let dataset = Dataset::open(&options.data, config.data.layout)?;
         let (train, val) = (dataset.split(&config.data.train)?, dataset.split(&config.data.val)?);
         let mut network = Network::new(graph, config.train.seed)?;
+        let start = options.init.clone().filter(|_| !options.resume);
+        let initialized = start.map(|start| start.apply(&mut network)).transpose()?;
         let text = config.to_toml();
         let progress = open_folder(options, &text, &mut network)?;
         let class_weights = class_weights(config, &dataset, &train)?;
         let schedule = Schedule::of(config);
         let ctx = Context { isa: options.isa, pool: threads };
         let started = Instant::now();
-        Ok(Run { config, options, ctx, dataset, train, val, network, schedule, class_weights, progress, started })
+        Ok(Run {
+            config,
+            options,
+            ctx,
+            dataset,
+            train,
+            val,
+            network,
+            initialized,
+            schedule,
+            class_weights,
+            progress,
+            started,
+        })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -204,6 +228,10 @@ impl<'a> Run<'a> {
             val_images: self.val.len(),
             parameters: self.network.parameter_count(),
         });
+        if let Some(report) = self.initialized.take() {
+            self.log(&json!({ "event": "init", "step": 0, "report": report }))?;
+            observe(&Event::Initialized(report));
+        }
         let source = Source::new(config, self.dataset.clone(), self.train.clone());
         let mut loader = Loader::start(source, first_step, 2);
         let mut window = StepOutcome::default();

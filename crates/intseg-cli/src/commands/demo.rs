@@ -84,7 +84,7 @@ impl Demo {
         eprintln!("drawing {} scenes into {}", scenes[0] + scenes[1], data.display());
         scenes::write(&data, scenes, SIZE, self.seed)?;
         let stop = crate::interrupt::flag()?;
-        let options = RunOptions { data, out, resume: false, threads: self.machine.threads, isa, stop };
+        let options = RunOptions { data, out, resume: false, init: None, threads: self.machine.threads, isa, stop };
         let mut history = History::default();
         let summary = fit(&config, &options, &mut history)?;
         let mut predictor = Predictor::load(&summary.best, isa)?;
@@ -175,7 +175,7 @@ fn fit(config: &Config, options: &RunOptions, history: &mut History) -> anyhow::
         match event {
             Event::Step { step, loss, .. } => history.loss.push((*step, *loss)),
             Event::Evaluated { step, report } => history.miou.push((*step, report.miou)),
-            Event::Started { .. } | Event::Saved { .. } => {}
+            Event::Started { .. } | Event::Saved { .. } | Event::Initialized(_) => {}
         }
     });
     progress.finish();

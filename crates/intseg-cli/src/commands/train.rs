@@ -8,6 +8,7 @@ use anyhow::Context;
 use clap::Args;
 use intseg::config::Config;
 use intseg::data::Dataset;
+use intseg::init::Start;
 use intseg::run::{CHECKPOINT, LOG, RunOptions, Summary, train};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,8 @@ use std::time::Duration;
 #[command(after_help = "Examples:
   intseg train --config configs/voc-fcn8s.toml --data VOCdevkit/VOC2012 --out runs/voc
   intseg train --config configs/voc-fcn8s.toml --data VOCdevkit/VOC2012 --out runs/voc --resume
-  intseg train --config configs/camvid-fcn8s.toml --data camvid --out runs/a --set train.lr=0.05 --set train.batch=4")]
+  intseg train --config configs/camvid-fcn8s.toml --data camvid --out runs/a --set train.lr=0.05 --set train.batch=4
+  intseg train --config fine.toml --data camvid --out runs/fine --init runs/coarse/checkpoint.safetensors")]
 pub struct Train {
     /// The run's description, a TOML file
     #[arg(long, value_name = "FILE")]
@@ -35,6 +37,9 @@ pub struct Train {
     /// Start again in --out although it holds a run, which is deleted
     #[arg(long, conflicts_with = "resume")]
     overwrite: bool,
+    /// Start from the weights of another run: its checkpoint.safetensors; tensors are taken by name where they fit
+    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    init: Option<PathBuf>,
     /// Override a key of the configuration, such as train.lr=0.01 (may be repeated)
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -74,11 +79,13 @@ impl Train {
         // A mistake in the data is found before an old run is touched.
         let dataset = Dataset::open(&self.data, config.data.layout)?;
         dataset.split(&config.data.train)?;
+        let init = self.init.as_deref().map(Start::from_checkpoint).transpose()?;
         self.prepare_out()?;
         let options = RunOptions {
             data: self.data.clone(),
             out: self.out.clone(),
             resume: self.resume,
+            init,
             threads: self.machine.threads,
             isa,
             stop: crate::interrupt::flag()?,

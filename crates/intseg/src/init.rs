@@ -1,0 +1,242 @@
+//! Starting a run from trained weights: those of another run, or of another framework.
+//!
+//! Tensors are taken by name. What does not fit stays at its initial value, so a backbone trained on one set of classes
+//! starts a network for another; the report says which tensor went where.
+
+use crate::checkpoint::{self, CheckpointError};
+use crate::config::Config;
+use crate::graph::Graph;
+use crate::network::Network;
+use crate::networks;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// A tensor that a parameter can start from: `value = master · 2^(exponent − fraction bits)`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// `[KH, KW, C_in, C_out]` or `[C]`.
+    pub shape: Vec<usize>,
+    /// See [`crate::parameter::Parameter::exponent`].
+    pub exponent: i32,
+    /// See [`crate::parameter::Parameter::master`].
+    pub master: Vec<i32>,
+}
+
+/// Trained weights by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Start {
+    /// Parameters by their names in a network, such as `conv1_1.weight`.
+    pub parameters: BTreeMap<String, Given>,
+    /// Running statistics by the name of the node that they belong to: means, then mean absolute deviations, in units
+    /// of 2^-24.
+    pub statistics: BTreeMap<String, Vec<i64>>,
+}
+
+/// What became of each tensor.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Report {
+    /// Parameters that were loaded.
+    pub loaded: Vec<String>,
+    /// Parameters that stay at their initial values, and why.
+    pub initial: Vec<(String, String)>,
+    /// Tensors of the file that the network has no use for.
+    pub ignored: Vec<String>,
+}
+
+/// Why a run cannot start from a file.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// The file is no usable checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Its network cannot be built.
+    #[error("{}: its network cannot be built: {message}", path.display())]
+    Network {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        message: String,
+    },
+    /// No tensor of the file has the name and shape of a parameter.
+    #[error(
+        "no tensor of the file fits this network: it has {}, the network wants {}; check network.arch and network.width",
+        .file, .network
+    )]
+    NothingFits {
+        /// One of the file's tensors.
+        file: String,
+        /// One of the network's.
+        network: String,
+    },
+}
+
+impl Start {
+    /// Reads the checkpoint of a run, whatever its network.
+    ///
+    /// # Errors
+    /// When the file is no checkpoint, is damaged, or was written by a newer version.
+    pub fn from_checkpoint(path: &Path) -> Result<Self, InitError> {
+        let unusable = |e: &dyn fmt::Display| InitError::Network { path: path.to_owned(), message: e.to_string() };
+        let config = checkpoint::progress(path)?.config;
+        let config = Config::parse(&config, path, &[]).map_err(|e| unusable(&e))?;
+        let graph = networks::build(&config.network.arch, &config.settings()).map_err(|e| unusable(&e))?;
+        let mut network = Network::new(graph, config.train.seed).map_err(|e| unusable(&e))?;
+        checkpoint::load(path, &mut network)?;
+        let mut start = Start::default();
+        for parameter in network.parameters() {
+            let given = Given {
+                shape: parameter.shape.clone(),
+                exponent: parameter.exponent,
+                master: std::mem::take(&mut parameter.master),
+            };
+            start.parameters.insert(parameter.name.clone(), given);
+        }
+        let names = stateful(&network.graph);
+        for (name, state) in names.into_iter().zip(network.state()) {
+            start.statistics.insert(name, std::mem::take(state));
+        }
+        Ok(start)
+    }
+
+    /// Takes over every tensor that fits; momenta stay zero.
+    ///
+    /// # Errors
+    /// When nothing fits.
+    pub fn apply(mut self, network: &mut Network) -> Result<Report, InitError> {
+        let mut report = Report::default();
+        let file =
+            self.parameters.iter().next().map_or("nothing".into(), |(name, given)| described(name, &given.shape));
+        let mut wanted = String::from("nothing");
+        for parameter in network.parameters() {
+            let given = self.parameters.remove(&parameter.name);
+            match given {
+                Some(given) if given.shape == parameter.shape => {
+                    parameter.exponent = given.exponent;
+                    parameter.master = given.master;
+                    report.loaded.push(parameter.name.clone());
+                }
+                Some(given) => {
+                    let why = format!("{:?} in the file, {:?} in the network", given.shape, parameter.shape);
+                    report.initial.push((parameter.name.clone(), why));
+                }
+                None => report.initial.push((parameter.name.clone(), "not in the file".into())),
+            }
+            wanted = described(&parameter.name, &parameter.shape);
+        }
+        if report.loaded.is_empty() {
+            return Err(InitError::NothingFits { file, network: wanted });
+        }
+        let names = stateful(&network.graph);
+        let channels: BTreeMap<String, usize> = network
+            .parameters()
+            .filter_map(|p| p.name.strip_suffix(".gamma").map(|node| (node.to_owned(), p.master.len())))
+            .collect();
+        for (name, state) in names.into_iter().zip(network.state()) {
+            let fits = |found: &Vec<i64>| found.is_empty() || Some(found.len()) == channels.get(&name).map(|c| 2 * c);
+            if let Some(found) = self.statistics.remove(&name).filter(fits) {
+                *state = found;
+            }
+        }
+        report.ignored = self.parameters.into_keys().collect();
+        Ok(report)
+    }
+}
+
+fn described(name: &str, shape: &[usize]) -> String {
+    format!("{name} {shape:?}")
+}
+
+/// The nodes with running statistics, in the graph's order.
+fn stateful(graph: &Graph) -> Vec<String> {
+    let norms = graph.nodes.iter().filter(|node| matches!(node.op, crate::graph::OpSpec::BatchNorm { .. }));
+    norms.map(|node| node.name.clone()).collect()
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Report { loaded, initial, ignored } = self;
+        write!(
+            f,
+            "{} tensors loaded, {} left at their initial values, {} ignored",
+            loaded.len(),
+            initial.len(),
+            ignored.len()
+        )?;
+        for (name, why) in initial {
+            write!(f, "\n  {name} stays at its initial value: {why}")?;
+        }
+        for name in ignored {
+            write!(f, "\n  {name} is in the file and not in the network: ignored")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::{Progress, save};
+
+    fn config(set: &[&str]) -> Config {
+        let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
+        Config::parse("", "run.toml".as_ref(), &set).unwrap()
+    }
+
+    fn network(config: &Config) -> Network {
+        let graph = networks::build(&config.network.arch, &config.settings()).unwrap();
+        Network::new(graph, config.train.seed).unwrap()
+    }
+
+    /// Writes a checkpoint of that configuration's initial weights.
+    fn written(config: &Config, path: &Path) -> Network {
+        let mut network = network(config);
+        network.state().for_each(|state| *state = vec![7; 1]);
+        let progress = Progress { step: 3, best_miou: None, config: config.to_toml() };
+        save(path, &mut network, &progress).unwrap();
+        network
+    }
+
+    #[test]
+    fn a_network_for_other_classes_takes_everything_but_its_classifier() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("checkpoint.safetensors");
+        let mut source = written(&config(&["network.arch=fcn8s-vgg16-bn", "network.width=0.125"]), &path);
+        let other = ["network.arch=fcn8s-vgg16-bn", "network.width=0.125", "network.classes=5", "train.seed=9"];
+        let mut target = network(&config(&other));
+        let report = Start::from_checkpoint(&path).unwrap().apply(&mut target).unwrap();
+        assert!(report.ignored.is_empty());
+        let names: Vec<&str> = report.initial.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names.len(), 6, "weights and biases of three classifiers: {names:?}");
+        assert!(names.iter().all(|name| name.starts_with("score_")), "{names:?}");
+        assert!(report.initial[0].1.contains("21] in the file") && report.initial[0].1.contains("5] in the network"));
+        for (a, b) in source.parameters().zip(target.parameters()) {
+            assert_eq!(
+                report.loaded.contains(&a.name),
+                (a.exponent, &a.master) == (b.exponent, &b.master),
+                "{}",
+                a.name
+            );
+        }
+        assert!(report.to_string().contains("score_fr.weight stays at its initial value"), "{report}");
+    }
+
+    #[test]
+    fn another_width_is_refused_with_a_tensor_of_each_side() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("checkpoint.safetensors");
+        written(&config(&["network.arch=fcn-tiny"]), &path);
+        let mut target = network(&config(&["network.arch=deeplabv3-resnet50", "network.width=0.125"]));
+        let error = Start::from_checkpoint(&path).unwrap().apply(&mut target).unwrap_err().to_string();
+        assert!(error.contains("no tensor of the file fits") && error.contains("logits.bias [21]"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_checkpoint_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weights.safetensors");
+        std::fs::write(&path, b"nothing").unwrap();
+        let error = Start::from_checkpoint(&path).unwrap_err().to_string();
+        assert!(error.contains("weights.safetensors") && error.contains("no checkpoint"), "{error}");
+    }
+}
