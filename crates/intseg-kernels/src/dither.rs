@@ -38,6 +38,11 @@ pub enum Role {
 pub struct Dither {
     k0: u32,
     k1: u32,
+    /// Whether rounding that uses it is to nearest, for comparison.
+    nearest: bool,
+    /// Bits of the stream that are kept, and bits that are set instead.
+    keep: u32,
+    set: u32,
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
@@ -56,7 +61,27 @@ impl Dither {
         let key = mix64(
             mix64(mix64(seed.wrapping_add(GOLDEN)) ^ step.wrapping_mul(GOLDEN)) ^ ((tensor as u64) << 8 | role as u64),
         );
-        Dither { k0: key as u32, k1: (key >> 32) as u32 }
+        Dither { k0: key as u32, k1: (key >> 32) as u32, nearest: false, keep: u32::MAX, set: 0 }
+    }
+
+    /// A stream for rounding to nearest (ties up) in place of stochastically, once [`Dither::over`] knows the shift.
+    /// Training with it shows what stochastic rounding is worth.
+    pub const fn to_nearest(self) -> Self {
+        Dither { nearest: true, ..self }
+    }
+
+    /// The stream for dropping `shift` bits, or the highest of 32: itself, or the constant half where rounding is to
+    /// nearest.
+    pub const fn over(self, shift: u32) -> Self {
+        if !self.nearest {
+            return self;
+        }
+        let half = match shift {
+            0 => 0,
+            1..=31 => 1 << (shift - 1),
+            _ => 1 << 31,
+        };
+        Dither { keep: 0, set: half | 1 << 31, ..self }
     }
 
     /// 32 random bits of element `index`; indices 2^32 apart share them. Two 32-bit multiplications, so that the
@@ -68,7 +93,7 @@ impl Dither {
         h = h.wrapping_mul(0x7FEB_352D);
         h ^= h >> 15;
         h = h.wrapping_add(self.k1).wrapping_mul(0x846C_A68B);
-        h ^ (h >> 16)
+        ((h ^ (h >> 16)) & self.keep) ^ self.set
     }
 
     /// The bits of elements `first..first + 16`.
@@ -87,7 +112,7 @@ impl Dither {
         let h = STEPS.get::<V>().add(V::splat(start as i32));
         let h = h.xor(h.shr_unsigned(16)).mul(V::splat(0x7FEB_352D));
         let h = h.xor(h.shr_unsigned(15)).add(V::splat(self.k1 as i32)).mul(V::splat(0x846C_A68Bu32 as i32));
-        h.xor(h.shr_unsigned(16))
+        h.xor(h.shr_unsigned(16)).and(V::splat(self.keep as i32)).xor(V::splat(self.set as i32))
     }
 
     /// A random integer in `0..bound` of element `index` (0 when `bound` is 0).
@@ -114,6 +139,25 @@ mod tests {
             let d = Dither::new(4, 5, 6, Role::Update);
             let lanes: Lanes = d.lanes(first);
             assert!((0..LANES).all(|k| lanes.0[k] as u32 == d.at(first + k)));
+        }
+    }
+
+    #[test]
+    fn a_stream_for_nearest_rounds_halves_up_at_every_shift() {
+        let d = Dither::new(1, 2, 3, Role::Update).to_nearest();
+        for shift in 0..32 {
+            for x in (-4000..4000).chain([i32::MAX, i32::MIN]) {
+                let got = crate::round::stochastic_i32(x, shift, d.over(shift).at(x as usize));
+                let want = ((i64::from(x) << 1 >> shift) + 1) >> 1;
+                assert_eq!(i64::from(got), want, "{x} >> {shift}");
+                let lanes: Lanes = d.over(shift).lanes(7);
+                assert_eq!(lanes.0[3] as u32, d.over(shift).at(10));
+            }
+        }
+        for shift in [33, 45, 62] {
+            let x = 0x1234_5678_9ABC_DEF0i64;
+            let got = crate::round::stochastic_i64(x, shift, d.over(shift).at(0));
+            assert_eq!(got, ((x >> (shift - 1)) + 1) >> 1, "{shift}");
         }
     }
 

@@ -127,6 +127,7 @@ pub fn bias_i16(ctx: Context, out: &mut [i16], sums: &[i32], bias: &[i32], shift
 /// Rounds 16 bits to 8 stochastically, −`limit` to `limit`.
 pub fn stochastic_i8(ctx: Context, out: &mut [i8], values: &[i16], shift: u32, limit: i8, dither: Dither) {
     assert_eq!(out.len(), values.len(), "output");
+    let dither = dither.over(shift);
     for_each_piece(ctx.pool, out, PIECE, |piece, out, _| {
         let values = &values[piece * PIECE..][..out.len()];
         ctx.isa.vectorize(
@@ -392,6 +393,7 @@ fn nearest_in<W: Wide, T: Send>(
 /// which is no power of two leaves behind. The products must fit 63 bits.
 pub fn scale_i16(ctx: Context, out: &mut [i16], values: &[i64], multiplier: i64, shift: u32, dither: Dither) {
     assert_eq!(out.len(), values.len(), "output");
+    let dither = dither.over(shift);
     for_each_piece(ctx.pool, out, PIECE, |piece, out, _| {
         let values = &values[piece * PIECE..][..out.len()];
         for (i, (out, &v)) in out.iter_mut().zip(values).enumerate() {
@@ -415,6 +417,7 @@ fn collect<T: Send>(
     if let [Contribution::I32(values, 0)] = parts {
         let shift = shift_for(max_magnitude(ctx, values).into(), bits - 1);
         let limit = (1 << (bits - 1)) - 1;
+        let dither = dither.over(shift);
         for_each_piece(ctx.pool, out, PIECE, |piece, out, _| {
             let from = piece * PIECE;
             ctx.isa.vectorize(
@@ -447,6 +450,7 @@ fn collect_in<W: Wide, T: Send>(
     let (low, high) = range_in::<W>(ctx, parts);
     let shift = shift_for(low.unsigned_abs().max(high.unsigned_abs()), bits - 1);
     let limit = (1i64 << (bits - 1)) - 1;
+    let dither = dither.over(shift);
     for_each_piece(ctx.pool, out, PIECE, |piece, out, _| {
         let from = piece * PIECE;
         ctx.isa.vectorize(

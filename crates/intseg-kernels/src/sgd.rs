@@ -48,7 +48,7 @@ const FRACTION: u32 = 24;
 /// Updates momenta and masters from exact gradient sums; returns how many masters lie beyond the limit.
 ///
 /// `v ← round(v · momentum + g · rate + w · decay)`, `w ← w − round(v / 2^8)`, both roundings stochastic. Nothing wraps:
-/// momenta and masters saturate at 31 bits.
+/// momenta and masters saturate at 31 bits. The first stream rounds the gradient, the second momentum and master.
 ///
 /// # Panics
 /// When the lengths differ.
@@ -58,12 +58,13 @@ pub fn update<G: Sum>(
     momentum: &mut [i32],
     gradient: &[G],
     u: &Update,
-    dither: Dither,
+    [gradient_dither, dither]: [Dither; 2],
 ) -> usize {
     assert!(master.len() == momentum.len() && master.len() == gradient.len(), "lengths");
     let outside = AtomicUsize::new(0);
     let momentum = Disjoint::new(momentum);
     let constants = Constants::new(u);
+    let (gradient_dither, dither) = (gradient_dither.over(u.gradient_shift), dither.over(8 + u.coarse));
     for_each_piece(ctx.pool, master, PIECE, |piece, master, _| {
         let from = piece * PIECE;
         // SAFETY: the same range of indices as the piece of masters, which is this task's alone.
@@ -77,7 +78,7 @@ pub fn update<G: Sum>(
                 for (i, ((w, v), &g)) in master.iter_mut().zip(momentum).zip(gradient).enumerate() {
                     let g = match u.gradient_shift {
                         0 => g.into(),
-                        shift => stochastic_i64(g.into(), shift, dither.at(3 * (first + i))),
+                        shift => stochastic_i64(g.into(), shift, gradient_dither.at(3 * (first + i))),
                     };
                     let bits = [1, 2].map(|k| dither.at(3 * (first + i) + k));
                     count += u32::from(update_one(w, v, g, &constants, bits));

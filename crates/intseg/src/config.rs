@@ -300,6 +300,7 @@ impl Config {
         ] {
             check((low..=high).contains(&value), key, value, range)?;
         }
+        check(!bits.e2_flag || bits.e2 == 15, "bits.e2", bits.e2, "15 with bits.e2_flag")?;
         check((2..=8).contains(&bits.g) || bits.g == 32, "bits.g", bits.g, "2 to 8, or 32 for exact gradients")
     }
 

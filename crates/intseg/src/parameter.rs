@@ -177,7 +177,8 @@ impl Parameter {
         };
         let range = first..first + gradient.len();
         let (master, momentum) = (&mut self.master[range.clone()], &mut self.momentum[range]);
-        sgd::update(ctx, master, momentum, gradient, &update, step.dither(Role::Update, part))
+        let dithers = [step.rounded(Role::Update, part, step.bits.rounding.g), step.dither(Role::Update, part)];
+        sgd::update(ctx, master, momentum, gradient, &update, dithers)
     }
 
     /// Ends a step that left `saturated` masters outside the grid: it grows when they are many.

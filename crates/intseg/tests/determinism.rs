@@ -51,9 +51,15 @@ fn sixteen_bit_errors_and_narrow_settings_train_the_same_everywhere() {
     scenes::write(data.path(), [4, 1], [48, 64], 1).unwrap();
     let mut config = config("fcn-tiny");
     let paper = "w = 8\na = 8\ng = 8\ne1 = 8\ne2 = 16\nbn_x = 12\ngamma = 8\nbeta = 8\nupdate = 20\nresidual = 12\n";
-    config.bits = toml::from_str(paper).unwrap();
-    let want = model(data.path(), &config, 2, Isa::detect());
-    for isa in Isa::available() {
-        assert!(model(data.path(), &config, 1, isa) == want, "{}", isa.name());
+    let flag = "e2 = 15\ne2_flag = true\ng = 8\nrounding = { e1 = 'nearest', g = 'nearest', update = 'nearest' }\n";
+    let mut models = Vec::new();
+    for bits in [paper, flag] {
+        config.bits = toml::from_str(bits).unwrap();
+        let want = model(data.path(), &config, 2, Isa::detect());
+        for isa in Isa::available() {
+            assert!(model(data.path(), &config, 1, isa) == want, "{}: {bits}", isa.name());
+        }
+        models.push(want);
     }
+    assert!(models[0] != models[1]);
 }

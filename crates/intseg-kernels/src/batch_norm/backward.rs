@@ -180,6 +180,7 @@ pub fn gradient<U: Error, E: Error>(
     assert!(out.len() == error.len() && x_hat.len() == error.len(), "lengths");
     assert!(constants.len() == groups(channels) && coefficients.len() == constants.len(), "constants");
     let piece_len = rows_of(channels) * channels;
+    let dither = dither.over(shift);
     for_each_piece(ctx.pool, out, piece_len, |piece, out, _| {
         let from = piece * piece_len;
         ctx.isa.run_loop(Rounded { out, from, operands, coefficients, shift, limit, dither });

@@ -6,6 +6,7 @@ use crate::parameter::{Parameter, Rate};
 use crate::tensor::{Mantissas, Shape, Tensor};
 use intseg_kernels::conv::Sum;
 use intseg_kernels::requantize::{self, Contribution};
+use intseg_kernels::round::stochastic_i32;
 use intseg_kernels::{Context, Conv2d, Convolution, Direction, Dither, Input, Role, WeightGradient, Weights};
 use std::ops::Range;
 
@@ -294,7 +295,7 @@ fn as_input(tensor: &Tensor) -> Input<'_> {
 fn quantize_e2(step: &Step, error: Tensor) -> Tensor {
     let Mantissas::I16(e) = &error.mantissas else { return error };
     if step.bits.e2 > 8 {
-        return error;
+        return if step.bits.e2_flag { flagged(step, error) } else { error };
     }
     let largest = requantize::max_magnitude(step.kernels, e);
     let shift = requantize::shift_for(largest.into(), step.bits.e2 - 1);
@@ -305,6 +306,26 @@ fn quantize_e2(step: &Step, error: Tensor) -> Tensor {
     let (shape, exponent) = (error.shape, error.exponent + shift as i32);
     step.buffers.give(error);
     Tensor::i8(shape, exponent, out)
+}
+
+/// Brings a 16-bit error to what 8 bits and a flag hold: magnitudes below 2^7, or multiples of 2^7 up to 127 · 2^7.
+fn flagged(step: &Step, mut error: Tensor) -> Tensor {
+    const FLAG: u32 = 7;
+    let Mantissas::I16(e) = &mut error.mantissas else { return error };
+    let largest = requantize::max_magnitude(step.kernels, e);
+    let shift = requantize::shift_for(largest.into(), 2 * FLAG);
+    let dither = step.dither(Role::ErrorAtConvolution, 1);
+    let (fine, coarse) = (dither.over(shift), dither.over(shift + FLAG));
+    for (i, e) in e.iter_mut().enumerate() {
+        let value = i32::from(*e);
+        let rounded = match value.unsigned_abs() >> shift < 1 << FLAG {
+            true => stochastic_i32(value, shift, fine.at(i)),
+            false => stochastic_i32(value, shift + FLAG, coarse.at(i)).clamp(-127, 127) << FLAG,
+        };
+        *e = rounded as i16;
+    }
+    error.exponent += shift as i32;
+    error
 }
 
 /// Sums of an error over all positions.
@@ -319,5 +340,33 @@ fn channel_sums(sums: &mut [i64], error: &Tensor) {
         Mantissas::I8(e) => add(sums, e),
         Mantissas::I16(e) => add(sums, e),
         other => unreachable!("errors have 8 or 16 bits, not {other:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buffers::Buffers;
+    use crate::ops::Bits;
+
+    #[test]
+    fn eight_bits_and_a_flag_keep_small_errors_exactly_and_large_ones_to_a_part_in_128() {
+        let buffers = Buffers::default();
+        let bits = Bits { e2: 15, e2_flag: true, ..Bits::default() };
+        let step = Step { kernels: Context::reference(), bits, buffers: &buffers, seed: 1, number: 0, node: 0 };
+        let values: Vec<i16> = (-16_000..16_000).collect();
+        let error = Tensor::i16(Shape::new(1, 1, 32_000, 1), -20, values.clone());
+        let flagged = quantize_e2(&step, error);
+        assert_eq!(flagged.exponent, -20);
+        let mut drift = 0;
+        for (&value, got) in values.iter().zip(flagged.to_i64()) {
+            let value = i64::from(value);
+            match value.abs() < 128 {
+                true => assert_eq!(got, value),
+                false => assert!(got % 128 == 0 && (got - value).abs() < 128, "{value} became {got}"),
+            }
+            drift += got - value;
+        }
+        assert!(drift.abs() < 32_000, "stochastic rounding keeps the mean, this moved by {drift} in 32 000");
     }
 }

@@ -38,11 +38,54 @@ pub struct Bits {
     pub update: u32,
     /// Residual streams and logits, 8..=16.
     pub residual: u32,
+    /// Whether E2 is 8 bits and a flag that says which 8 of 15 they are (WAGEUBN, arXiv 1909.02384, §III): below 2^7 a
+    /// magnitude is kept exactly, above in multiples of 2^7. Needs `e2 = 15`.
+    pub e2_flag: bool,
+    /// How the bits that are dropped in the backward pass are rounded.
+    pub rounding: Rounding,
+}
+
+/// How dropped bits are rounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// Up with a probability equal to the dropped fraction: the mean is exact.
+    #[default]
+    Stochastic,
+    /// To nearest, halves up: for comparison; small errors and updates are lost.
+    Nearest,
+}
+
+/// The rounding of each role; stochastic unless an experiment asks otherwise.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rounding {
+    /// Errors at activations.
+    pub e1: Mode,
+    /// Errors that enter convolution backward.
+    pub e2: Mode,
+    /// Weight gradients, where `bits.g` drops any.
+    pub g: Mode,
+    /// Momenta and masters.
+    pub update: Mode,
 }
 
 impl Default for Bits {
     fn default() -> Self {
-        Bits { w: 8, a: 8, g: 32, e1: 8, e2: 8, bn_x: 16, gamma: 16, beta: 16, update: 24, residual: 16 }
+        Bits {
+            w: 8,
+            a: 8,
+            g: 32,
+            e1: 8,
+            e2: 8,
+            bn_x: 16,
+            gamma: 16,
+            beta: 16,
+            update: 24,
+            residual: 16,
+            e2_flag: false,
+            rounding: Rounding::default(),
+        }
     }
 }
 
@@ -66,7 +109,23 @@ impl Step<'_> {
     /// The random bits of this operator in this step for one role. An operator with several tensors of the same role
     /// tells them apart by `part`, below 16.
     pub fn dither(&self, role: Role, part: u32) -> Dither {
-        Dither::new(self.seed, self.number, self.node << 4 | part, role)
+        let Rounding { e1, e2, update, .. } = self.bits.rounding;
+        let mode = match role {
+            Role::ErrorAtActivation => e1,
+            Role::ErrorAtConvolution => e2,
+            Role::Update => update,
+            _ => Mode::Stochastic,
+        };
+        self.rounded(role, part, mode)
+    }
+
+    /// As [`Step::dither`], with a rounding of its own.
+    pub fn rounded(&self, role: Role, part: u32, mode: Mode) -> Dither {
+        let dither = Dither::new(self.seed, self.number, self.node << 4 | part, role);
+        match mode {
+            Mode::Stochastic => dither,
+            Mode::Nearest => dither.to_nearest(),
+        }
     }
 }
 

@@ -43,6 +43,7 @@ pub fn gradient(
     let channels = operands.channels;
     assert!(out.len() == operands.error.len() && coefficients.len() == channels, "lengths");
     let piece_len = rows_of(channels) * channels;
+    let dither = dither.over(shift);
     for_each_piece(ctx.pool, out, piece_len, |piece, out, _| {
         for (i, out) in out.iter_mut().enumerate() {
             let (index, k) = (piece * piece_len + i, i % channels);
