@@ -11,4 +11,6 @@
 #![forbid(unsafe_code)]
 
 pub mod graph;
+pub mod onnx;
+pub mod read;
 pub mod tensor;
