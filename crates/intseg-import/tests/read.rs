@@ -202,9 +202,11 @@ fn a_bomb_is_refused_by_what_it_claims_and_by_what_it_holds() {
 
 // ---- PyTorch
 
-/// A pickle of tensors `(name, storage, storage's values, offset, shape, strides)` in an `OrderedDict`, as `torch.save`
-/// writes it.
-fn state_dict(tensors: &[(&str, &str, u64, i32, &[u64], &[u64])]) -> Vec<u8> {
+/// A tensor of a pickle: its name, storage, the storage's values, offset, shape and strides.
+type Pickled<'a> = (&'a str, &'a str, u64, i32, &'a [u64], &'a [u64]);
+
+/// A pickle of tensors in an `OrderedDict`, as `torch.save` writes it.
+fn state_dict(tensors: &[Pickled]) -> Vec<u8> {
     let text = |out: &mut Vec<u8>, text: &str| {
         out.push(b'X');
         out.extend((text.len() as u32).to_le_bytes());
