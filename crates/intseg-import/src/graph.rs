@@ -131,6 +131,10 @@ pub struct Normalization {
 impl Normalization {
     /// torchvision's, from ImageNet.
     pub const IMAGENET: Normalization = Normalization { mean: [0.485, 0.456, 0.406], deviation: [0.229, 0.224, 0.225] };
+    /// Values in 0..=1 as they are.
+    pub const UNIT: Normalization = Normalization { mean: [0.0; 3], deviation: [1.0; 3] };
+    /// Values in 0..=255.
+    pub const BYTES: Normalization = Normalization { mean: [0.0; 3], deviation: [1.0 / 255.0; 3] };
 }
 
 /// A network: node 0 is the image, the last node's output the logits, which are upsampled to the image bilinearly.

@@ -72,6 +72,27 @@ pub fn floats(name: &str, tensor: &Tensor, budget: &mut Budget) -> Result<FloatT
     Ok(FloatTensor { shape: shape.iter().map(|&size| size as usize).collect(), data })
 }
 
+/// A tensor of integers, as 64-bit ones, and its shape.
+///
+/// # Errors
+/// When it cannot be used, or is of another type.
+pub fn integers(name: &str, tensor: &Tensor, budget: &mut Budget) -> Result<(Vec<usize>, Vec<i64>), Problem> {
+    let (shape, count) = size(name, tensor, budget)?;
+    let raw = &tensor.raw_data;
+    let (values, size): (Vec<i64>, usize) = match tensor.data_type {
+        INT64 if raw.is_empty() => (tensor.int64_data.clone(), 8),
+        INT64 => (raw.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(), 8),
+        INT32 if raw.is_empty() => (tensor.int32_data.iter().map(|&v| v.into()).collect(), 4),
+        INT32 => (raw.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect(), 4),
+        BOOL | UINT8 if raw.is_empty() => (tensor.int32_data.iter().map(|&v| v.into()).collect(), 1),
+        BOOL | UINT8 => (raw.iter().map(|&b| b.into()).collect(), 1),
+        other => return Err(unknown_elements(name, other)),
+    };
+    let found = if raw.is_empty() { values.len() * size } else { raw.len() };
+    check_length(name, &shape, count, size, found)?;
+    Ok((shape.iter().map(|&size| size as usize).collect(), values))
+}
+
 fn unknown_elements(name: &str, data_type: i32) -> Problem {
     Problem::tensor(name, TensorFault::Elements(format!("{data_type} (of ONNX's numbering)")))
 }

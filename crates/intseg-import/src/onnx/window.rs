@@ -1,0 +1,212 @@
+//! Operators with windows: convolutions and pooling.
+
+use super::builder::{Builder, Value};
+use super::call::Call;
+use crate::graph::{FloatOp, Window};
+use crate::read::Problem;
+use crate::tensor::FloatTensor;
+
+/// Settings that every operator with a window has.
+const WINDOW: [&str; 5] = ["auto_pad", "dilations", "kernel_shape", "pads", "strides"];
+
+fn understands(call: Call, more: &[&str]) -> Result<(), Problem> {
+    call.understands(&[&WINDOW, more].concat())
+}
+
+/// The geometry of a node whose weights, if any, have this kernel.
+fn window(call: Call, weights: Option<[usize; 2]>) -> Result<Window, Problem> {
+    let kernel = call.pair("kernel_shape", weights.unwrap_or_default())?;
+    if weights.is_some_and(|weights| weights != kernel) {
+        return Err(
+            call.refuse(format!("its kernel is {kernel:?} and that of its weights {:?}", weights.unwrap_or_default()))
+        );
+    }
+    let (stride, dilation) = (call.pair("strides", [1; 2])?, call.pair("dilations", [1; 2])?);
+    if [kernel, stride, dilation].concat().contains(&0) {
+        return Err(call.refuse("its kernel, stride or dilation is 0"));
+    }
+    let padding = match call.text("auto_pad", "NOTSET") {
+        "NOTSET" => explicit_padding(call)?,
+        "VALID" => [0; 2],
+        "SAME_UPPER" | "SAME_LOWER" => same_padding(call, kernel, stride, dilation)?,
+        other => return Err(call.refuse(format!("auto_pad {other} is not understood"))),
+    };
+    Ok(Window { kernel, stride, dilation, padding })
+}
+
+fn explicit_padding(call: Call) -> Result<[usize; 2], Problem> {
+    match call.attribute("pads").map(|a| a.ints.as_slice()) {
+        None => Ok([0; 2]),
+        Some(&[top, left, bottom, right]) if top == bottom && left == right => {
+            Ok([call.size("pads", top)?, call.size("pads", left)?])
+        }
+        Some(pads) => {
+            Err(call.refuse(format!("pads {pads:?} are not the same on both sides, which is not understood")))
+        }
+    }
+}
+
+/// The padding that keeps the size, where it is the same on both sides whatever the image's size.
+fn same_padding(
+    call: Call,
+    kernel: [usize; 2],
+    stride: [usize; 2],
+    dilation: [usize; 2],
+) -> Result<[usize; 2], Problem> {
+    let total = [0, 1].map(|axis| dilation[axis] * (kernel[axis] - 1));
+    match stride == [1, 1] && total.iter().all(|t| t % 2 == 0) {
+        true => Ok(total.map(|t| t / 2)),
+        false => {
+            let reason = "auto_pad SAME of a stride or an even kernel pads one side more, which is not understood";
+            Err(call.refuse(reason))
+        }
+    }
+}
+
+/// Rows or columns that a window has places for.
+fn places(call: Call, window: Window, axis: usize, input: usize, ceil: bool) -> Result<usize, Problem> {
+    let (stride, padding) = (window.stride[axis], window.padding[axis]);
+    let reach = window.dilation[axis] * (window.kernel[axis] - 1) + 1;
+    let Some(room) = (input + 2 * padding).checked_sub(reach) else {
+        return Err(call.refuse(format!("its window of {reach} does not fit into {input} padded by {padding}")));
+    };
+    let last = if ceil { room.div_ceil(stride) } else { room / stride };
+    // A window that would begin in the padding behind the input is left out.
+    Ok(if ceil && last * stride >= input + padding { last } else { last + 1 })
+}
+
+/// Weights as `[KH, KW, C_in, C_out]`, of which `order` says where they are among the file's four dimensions.
+fn permuted(weights: &FloatTensor, order: [usize; 4]) -> Vec<f32> {
+    let mut strides = [1; 4];
+    for axis in (0..3).rev() {
+        strides[axis] = strides[axis + 1] * weights.shape[axis + 1];
+    }
+    let (sizes, strides) = (order.map(|axis| weights.shape[axis]), order.map(|axis| strides[axis]));
+    let mut data = Vec::with_capacity(weights.data.len());
+    for y in 0..sizes[0] {
+        for x in 0..sizes[1] {
+            for input in 0..sizes[2] {
+                let start = y * strides[0] + x * strides[1] + input * strides[2];
+                data.extend((0..sizes[3]).map(|output| weights.data[start + output * strides[3]]));
+            }
+        }
+    }
+    data
+}
+
+/// A convolution's weights, whose kernel is in the last two of four dimensions, all of which have a size.
+fn weights<'m>(call: Call<'m>, builder: &mut Builder<'m>, kernel: &mut [usize; 2]) -> Result<FloatTensor, Problem> {
+    let weights = builder.floats(call, 1)?;
+    match weights.shape[..] {
+        [a, b, y, x] if a * b * y * x > 0 => {
+            *kernel = [y, x];
+            Ok(weights)
+        }
+        _ => Err(call.refuse(format!("weights of shape {:?} are not understood", weights.shape))),
+    }
+}
+
+fn bias<'m>(call: Call<'m>, builder: &mut Builder<'m>, channels: usize) -> Result<Vec<f32>, Problem> {
+    if call.input(2).is_none() {
+        return Ok(vec![0.0; channels]);
+    }
+    let bias = builder.floats(call, 2)?;
+    match bias.shape == [channels] {
+        true => Ok(bias.data),
+        false => Err(call.refuse(format!("its bias has shape {:?}, and it has {channels} channels", bias.shape))),
+    }
+}
+
+fn check_channels(call: Call, builder: &Builder, input: usize, wanted: usize) -> Result<(), Problem> {
+    match builder.drafts[input].channels {
+        found if found == wanted => Ok(()),
+        found => Err(call.refuse(format!("its weights take {wanted} channels and its input has {found}"))),
+    }
+}
+
+/// `Conv`
+pub fn conv<'m>(call: Call<'m>, builder: &mut Builder<'m>) -> Result<Value<'m>, Problem> {
+    understands(call, &["group"])?;
+    call.only_int("group", 1, 1)?;
+    let (input, mut kernel) = (builder.feature(call, 0)?, [0; 2]);
+    let weights = weights(call, builder, &mut kernel)?;
+    let window = window(call, Some(kernel))?;
+    let channels = [weights.shape[1], weights.shape[0]];
+    check_channels(call, builder, input, channels[0])?;
+    let bias = bias(call, builder, channels[1])?;
+    let op = FloatOp::Conv { window, weights: permuted(&weights, [2, 3, 1, 0]), channels, bias };
+    emit_window(call, builder, op, input, channels[1], window, false)
+}
+
+/// `ConvTranspose`
+pub fn conv_transpose<'m>(call: Call<'m>, builder: &mut Builder<'m>) -> Result<Value<'m>, Problem> {
+    understands(call, &["group", "output_padding"])?;
+    call.only_int("group", 1, 1)?;
+    if !matches!(call.text("auto_pad", "NOTSET"), "NOTSET" | "VALID") {
+        return Err(call.refuse("auto_pad SAME is not understood"));
+    }
+    let (input, mut kernel) = (builder.feature(call, 0)?, [0; 2]);
+    let weights = weights(call, builder, &mut kernel)?;
+    let window = window(call, Some(kernel))?;
+    let output_padding = call.pair("output_padding", [0; 2])?;
+    let channels = [weights.shape[0], weights.shape[1]];
+    check_channels(call, builder, input, channels[0])?;
+    let bias = bias(call, builder, channels[1])?;
+    let weights = permuted(&weights, [2, 3, 0, 1]);
+    let op = FloatOp::ConvTranspose { window, output_padding, weights, channels, bias };
+    builder.emit(call, op, vec![input], channels[1], |builder, probe| {
+        let side = |axis: usize| {
+            let reach = window.dilation[axis] * (window.kernel[axis] - 1) + 1;
+            let full =
+                (builder.drafts[input].sizes[probe][axis] - 1) * window.stride[axis] + reach + output_padding[axis];
+            let left = full.checked_sub(2 * window.padding[axis]);
+            left.ok_or_else(|| call.refuse(format!("its padding takes more than its output of {full}")))
+        };
+        Ok([side(0)?, side(1)?])
+    })
+}
+
+/// `MaxPool`
+pub fn max_pool<'m>(call: Call<'m>, builder: &mut Builder<'m>) -> Result<Value<'m>, Problem> {
+    // The order of indices matters to the second output only, which nothing reads.
+    understands(call, &["ceil_mode", "storage_order"])?;
+    let (input, ceil) = (builder.feature(call, 0)?, call.int("ceil_mode", 0) != 0);
+    let window = pool_window(call)?;
+    let channels = builder.drafts[input].channels;
+    emit_window(call, builder, FloatOp::MaxPool { window, ceil }, input, channels, window, ceil)
+}
+
+/// `AveragePool`
+pub fn average_pool<'m>(call: Call<'m>, builder: &mut Builder<'m>) -> Result<Value<'m>, Problem> {
+    understands(call, &["ceil_mode", "count_include_pad"])?;
+    let (input, ceil) = (builder.feature(call, 0)?, call.int("ceil_mode", 0) != 0);
+    let window = pool_window(call)?;
+    let channels = builder.drafts[input].channels;
+    let op = FloatOp::AveragePool { window, ceil, count_padding: call.int("count_include_pad", 0) != 0 };
+    emit_window(call, builder, op, input, channels, window, ceil)
+}
+
+/// A pool's geometry: some of the input is under every window.
+fn pool_window(call: Call) -> Result<Window, Problem> {
+    let window = window(call, None)?;
+    let reach = [0, 1].map(|axis| window.dilation[axis] * (window.kernel[axis] - 1));
+    match (0..2).all(|axis| window.padding[axis] <= reach[axis] / 2 + reach[axis] % 2) {
+        true => Ok(window),
+        false => Err(call.refuse(format!("padding {:?} is more than half of its window", window.padding))),
+    }
+}
+
+fn emit_window<'m>(
+    call: Call<'m>,
+    builder: &mut Builder<'m>,
+    op: FloatOp,
+    input: usize,
+    channels: usize,
+    window: Window,
+    ceil: bool,
+) -> Result<Value<'m>, Problem> {
+    builder.emit(call, op, vec![input], channels, |builder, probe| {
+        let size = builder.drafts[input].sizes[probe];
+        Ok([places(call, window, 0, size[0], ceil)?, places(call, window, 1, size[1], ceil)?])
+    })
+}
