@@ -17,6 +17,7 @@ pub mod proto;
 mod resize;
 pub(crate) mod tensor;
 mod window;
+mod wire;
 
 use crate::graph::{FloatGraph, Normalization};
 use crate::read::limits;
@@ -48,8 +49,7 @@ pub fn read_graph(path: &Path, input: Normalization) -> Result<FloatGraph, ReadE
 /// # Errors
 /// When it is damaged, or has what is not understood.
 pub fn parse_graph(name: &str, bytes: Vec<u8>, input: Normalization) -> Result<FloatGraph, Problem> {
-    let model = proto::Model::decode(prost::bytes::Bytes::from(bytes));
-    let model = model.map_err(|e| Problem::damaged("the ONNX model", e))?;
+    let model = decode(bytes)?;
     let opset = opset(&model)?;
     let graph = model.graph.as_ref().ok_or_else(|| Problem::damaged("the ONNX model", "it has no graph"))?;
     if graph.node.len() > limits::TENSORS {
@@ -78,6 +78,16 @@ pub fn parse_graph(name: &str, bytes: Vec<u8>, input: Normalization) -> Result<F
         Some(&(Value::Feature(node) | Value::Ended(node))) => finish::finish(builder, node, name, input),
         _ => Err(Problem::Model(format!("the model's output {} is not computed from the image", output.name))),
     }
+}
+
+/// A file's messages, whose tensors share its bytes.
+///
+/// # Errors
+/// When the file is damaged, or has more than any network.
+pub(crate) fn decode(bytes: Vec<u8>) -> Result<proto::Model, Problem> {
+    wire::check(&bytes)?;
+    let model = proto::Model::decode(prost::bytes::Bytes::from(bytes));
+    model.map_err(|e| Problem::damaged("the ONNX model", e))
 }
 
 /// The version of ONNX's operators, and nobody else's.

@@ -145,6 +145,11 @@ impl<'a> Machine<'a> {
     fn run(&mut self) -> Result<Id, Problem> {
         loop {
             let start = self.at;
+            // One byte of a pickle makes a value of many.
+            if self.values.len() > limits::PICKLED {
+                let (claimed, limit) = (self.values.len() as u128, limits::PICKLED as u64);
+                return Err(Problem::Limit { what: format!("values in {}", self.part), claimed, limit });
+            }
             match self.take_byte()? {
                 b'\x80' => match self.take_byte()? {
                     2..=5 => {}
@@ -485,6 +490,7 @@ mod tests {
         fails(b"\x80\x02}(Nu.", "a key has no value");
         fails(b"\x80\x02h\x05.", "nothing is remembered as 5");
         fails(b"\x80\x02N\x87.", "the stack is too short");
+        fails(&[b']'; limits::PICKLED + 2], "values in data.pkl: 1048577, where at most 1048576 are read");
         fails(b"\x80\x02NQ.", "a tuple is missing");
         fails(b"\x80\x02NNR.", "a tuple is missing");
         fails(b"\x80\x02N)R.", "wrong function or arguments");
