@@ -5,6 +5,18 @@
 //!                    └──── numbers: shapes, for a few image sizes ──┘
 //! ```
 //!
+//! | operator | what of it |
+//! |---|---|
+//! | Conv, ConvTranspose | one group; the same padding on both sides |
+//! | MaxPool, AveragePool | ceil_mode, count_include_pad; the same padding on both sides |
+//! | GlobalAveragePool, ReduceMean | over rows and columns |
+//! | BatchNormalization, and Add, Sub, Mul, Div with constants | one value a channel; first of all they are the image's normalisation |
+//! | Relu, Clip, Add, Concat | Add of maps of one shape, Concat of channels |
+//! | Resize, Upsample | linear with half-pixel centres or aligned corners, nearest at an integer factor |
+//! | Dropout, Identity, Constant | as in inference |
+//! | Softmax, LogSoftmax, ArgMax | at the end, left out |
+//! | Shape, Gather, Slice, Concat, Cast, Squeeze, Unsqueeze, Reshape, ConstantOfShape, Add, Sub, Mul, Div, Floor, Ceil | of shapes |
+//!
 //! What is not understood, an operator or one of its settings, is refused with the name of its node: a network that is
 //! translated in part would give wrong results.
 
