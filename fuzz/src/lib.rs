@@ -5,6 +5,9 @@ use std::io::{Cursor, Write};
 use zip::CompressionMethod;
 use zip::write::{SimpleFileOptions, ZipWriter};
 
+/// What a file of PyTorch before 1.6 begins with.
+pub const TORCH_MAGIC: &[u8] = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+
 /// Reads weights, and holds those that are read to their promise.
 pub fn read_weights(format: Format, bytes: &[u8]) {
     for tensor in parse_weights(format, bytes).unwrap_or_default().values() {

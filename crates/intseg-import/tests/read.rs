@@ -10,13 +10,14 @@ use zip::CompressionMethod::{Deflated, Stored};
 use zip::write::{SimpleFileOptions, ZipWriter};
 
 /// Every fixture that is read, with its bytes.
-const FIXTURES: [(&str, Format, &[u8]); 7] = [
+const FIXTURES: [(&str, Format, &[u8]); 8] = [
     ("plain.safetensors", Format::Safetensors, include_bytes!("fixtures/plain.safetensors")),
     ("plain.npz", Format::Npz, include_bytes!("fixtures/plain.npz")),
     ("compressed.npz", Format::Npz, include_bytes!("fixtures/compressed.npz")),
     ("plain.pth", Format::Torch, include_bytes!("fixtures/plain.pth")),
     ("checkpoint.pth", Format::Torch, include_bytes!("fixtures/checkpoint.pth")),
     ("protocol4.pt", Format::Torch, include_bytes!("fixtures/protocol4.pt")),
+    ("legacy.pth", Format::Torch, include_bytes!("fixtures/legacy.pth")),
     ("weights.onnx", Format::Onnx, include_bytes!("fixtures/weights.onnx")),
 ];
 
@@ -63,7 +64,6 @@ fn refused(format: Format, bytes: &[u8], parts: &[&str]) -> Problem {
 #[test]
 fn errors_name_the_file() {
     let message = |name: &str| read_weights(&fixture(name)).unwrap_err().to_string();
-    assert!(message("legacy.pth").contains("legacy.pth: is in PyTorch's format before 1.6"));
     assert!(message("expected.json").contains("expected.json: is no .safetensors"));
     assert!(message("missing.npz").contains("missing.npz: cannot be read"));
 }
@@ -311,6 +311,65 @@ fn values_that_are_not_finite_are_named() {
     assert_eq!(parse_weights(Format::Torch, &view).unwrap()["w"].data, [1.0, 3.0]);
     let view = torch(&state_dict(&[("w", "0", 4, 0, &[2, 2], &[1, 2])]), &values);
     refused(Format::Torch, &view, &["tensor w holds NaN at index 2"]);
+}
+
+/// A file of PyTorch before 1.6 with this state dict's pickle and these keys' storages.
+fn legacy(pickle: &[u8], storages: &[(&str, u64, &[u8])]) -> Vec<u8> {
+    let mut file = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.\x80\x02M\xe9\x03.".to_vec();
+    file.extend(b"\x80\x02}X\x0d\x00\x00\x00little_endian\x88s.");
+    file.extend(pickle);
+    file.extend(b"\x80\x02](");
+    for (key, ..) in storages {
+        file.extend([b'X', key.len() as u8, 0, 0, 0]);
+        file.extend(key.as_bytes());
+    }
+    file.extend(b"e.");
+    for (_, count, bytes) in storages {
+        file.extend(count.to_le_bytes());
+        file.extend(*bytes);
+    }
+    file
+}
+
+#[test]
+fn a_file_of_early_pytorch_is_held_to_its_keys_and_counts() {
+    let pickle = state_dict(&[("w", "0", 4, 1, &[3], &[1])]);
+    let values: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let whole = legacy(&pickle, &[("0", 4, &values)]);
+    assert_eq!(parse_weights(Format::Torch, &whole).unwrap()["w"].data, [2.0, 3.0, 4.0]);
+    let refused = |storages: &[(&str, u64, &[u8])], parts: &[&str]| {
+        refused(Format::Torch, &legacy(&pickle, storages), parts);
+    };
+    refused(&[], &["storage 0 is damaged: it is not in the file"]);
+    refused(&[("0", 5, &values)], &["storage 0 is damaged: it has 5 values where its tensors have 4"]);
+    refused(&[("0", 4, &values[..15])], &["storage 0 is damaged: the file ends in it: 15 bytes are left"]);
+    refused(&[("1", 4, &values)], &["storage 1 is damaged: no tensor says what it holds"]);
+    refused(&[("0", 4, &values), ("0", 4, &values)], &["storage 0 is damaged: it occurs twice"]);
+    let huge = legacy(&state_dict(&[("w", "0", 1 << 62, 0, &[3], &[1])]), &[("0", 1 << 62, &values)]);
+    let message = parse_weights(Format::Torch, &huge).unwrap_err().to_string();
+    assert!(message.contains("16 bytes are left for 4611686018427387904 values"), "{message}");
+    let other = parse_weights(Format::Torch, b"\x80\x02}.").unwrap_err().to_string();
+    assert!(other.contains("another kind than torch.save's"), "{other}");
+    // Magic number and version, and then another byte order.
+    let big = replace(&whole, b"\x88s.", b"\x89s.");
+    assert!(parse_weights(Format::Torch, &big).unwrap_err().to_string().contains("byte order"));
+    let newer = replace(&whole, b"M\xe9\x03.", b"M\xea\x03.");
+    assert!(matches!(parse_weights(Format::Torch, &newer), Err(Problem::Legacy)));
+}
+
+#[test]
+fn tensors_and_parameters_of_the_first_versions_are_read() {
+    let storage = b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04NtQ";
+    let tensor = [b"ctorch._utils\n_rebuild_tensor\n", &storage[..], b"K\x00K\x02K\x02\x86K\x01K\x02\x86tR"].concat();
+    let parameter = [b"ctorch.nn.parameter\nParameter\n", &tensor[..], b"\x85R\x88\x89N\x87b"].concat();
+    let pickle = [b"\x80\x02}X\x01\x00\x00\x00w", &parameter[..], b"s."].concat();
+    let values: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let weights = parse_weights(Format::Torch, &legacy(&pickle, &[("0", 4, &values)])).unwrap();
+    assert_eq!(weights["w"], FloatTensor { shape: vec![2, 2], data: vec![1.0, 3.0, 2.0, 4.0] });
+    // A storage that is a part of another has its place where None was.
+    let part = replace(&pickle, b"K\x04NtQ", b"K\x04)tQ");
+    let message = parse_weights(Format::Torch, &legacy(&part, &[("0", 4, &values)])).unwrap_err().to_string();
+    assert!(message.contains("a storage is a part of another"), "{message}");
 }
 
 // ---- ONNX

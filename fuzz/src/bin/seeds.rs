@@ -31,6 +31,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
             "pth" | "pt" => {
                 corpus("torch_archive", &name, &bytes)?;
+                if let Some(rest) = bytes.strip_prefix(intseg_fuzz::TORCH_MAGIC) {
+                    corpus("torch_legacy", &name, rest)?;
+                }
                 for (_, bytes) in entries(&bytes, "data.pkl").unwrap_or_default() {
                     corpus("torch_pickle", &name, &bytes)?;
                 }

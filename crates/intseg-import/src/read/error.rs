@@ -69,10 +69,10 @@ pub enum Problem {
         /// Where in the pickle.
         offset: usize,
     },
-    /// PyTorch's format before version 1.6.
+    /// A pickle that `torch.save` did not write, or a very old version of it.
     #[error(
-        "is in PyTorch's format before 1.6, which is not read; \
-         torch.save(torch.load('…', map_location='cpu', weights_only=True), '….pth') with a newer PyTorch converts it"
+        "is a pickle of another kind than torch.save's, which is not read; \
+         load it with the program that wrote it and torch.save(model.state_dict(), …)"
     )]
     Legacy,
     /// A checkpoint without a state dict.

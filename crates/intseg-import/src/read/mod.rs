@@ -6,6 +6,7 @@
 
 mod archive;
 mod error;
+mod legacy;
 pub mod limits;
 mod npy;
 mod onnx;
@@ -18,7 +19,7 @@ pub use error::{Problem, ReadError, TensorFault};
 
 use crate::tensor::{FloatTensor, Weights};
 use std::fs::File;
-use std::io::{BufReader, Cursor, Read, Seek};
+use std::io::{BufRead, BufReader, Cursor, Read, Seek};
 use std::path::Path;
 
 /// A format of weights.
@@ -28,11 +29,14 @@ pub enum Format {
     Safetensors,
     /// `.npz`, NumPy's archive of arrays
     Npz,
-    /// `.pth` or `.pt`, what `torch.save` writes since PyTorch 1.6
+    /// `.pth` or `.pt`, what `torch.save` writes
     Torch,
     /// `.onnx`, of which the initialisers are taken
     Onnx,
 }
+
+/// What a pickle begins with, and so a file of PyTorch before 1.6.
+const PICKLE: &[u8] = b"\x80";
 
 impl Format {
     /// The format that a file's name says.
@@ -64,6 +68,7 @@ pub fn parse_weights(format: Format, bytes: &[u8]) -> Result<Weights, Problem> {
     let weights = match format {
         Format::Safetensors => safetensors::read(bytes),
         Format::Onnx => onnx::read(bytes.to_vec()),
+        Format::Torch if bytes.starts_with(PICKLE) => legacy::read(bytes),
         Format::Npz | Format::Torch => read_archive(format, Cursor::new(bytes), bytes.len() as u64),
     };
     finish(weights?)
@@ -77,20 +82,19 @@ fn read_path(path: &Path) -> Result<Weights, Problem> {
         Format::Npz | Format::Torch => {
             let file = File::open(path)?;
             let length = file.metadata()?.len();
-            read_archive(format, BufReader::new(file), length)
+            let mut reader = BufReader::new(file);
+            match format == Format::Torch && reader.fill_buf()?.starts_with(PICKLE) {
+                true => legacy::read(&limits::read_file(path)?),
+                false => read_archive(format, reader, length),
+            }
         }
     };
     finish(weights?)
 }
 
-fn read_archive(format: Format, mut reader: impl Read + Seek, length: u64) -> Result<Weights, Problem> {
-    match format {
-        Format::Torch => {
-            torch::refuse_legacy(&mut reader)?;
-            torch::read(archive::Archive::open(reader, length)?)
-        }
-        _ => npy::read(archive::Archive::open(reader, length)?),
-    }
+fn read_archive(format: Format, reader: impl Read + Seek, length: u64) -> Result<Weights, Problem> {
+    let archive = archive::Archive::open(reader, length)?;
+    if format == Format::Torch { torch::read(archive) } else { npy::read(archive) }
 }
 
 /// Removes the prefix of data-parallel training, which is on all names or on none.

@@ -1,4 +1,7 @@
-//! What `torch.save` writes: a zip archive with a pickle, `data.pkl`, and a file `data/KEY` for each storage.
+//! What `torch.save` writes: a pickle, and a storage of values for each tensor or several of them.
+//!
+//! Since PyTorch 1.6 the file is a zip archive with the pickle as `data.pkl` and a file `data/KEY` for each storage; before,
+//! pickles and storages followed each other (`legacy.rs`).
 
 use super::archive::Archive;
 use super::error::{Problem, TensorFault};
@@ -7,24 +10,10 @@ use super::pickle::{ElementKind, Id, Pickle, Value, View};
 use super::values::Element;
 use super::{Weights, insert};
 use crate::tensor::FloatTensor;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek};
 
 /// Keys under which training programs keep the state dict in a checkpoint.
 const STATE_DICTS: [&str; 2] = ["state_dict", "model"];
-
-/// Refuses a file that begins as PyTorch's older format does: with a pickle, or as a tar archive.
-///
-/// # Errors
-/// When it is one, or cannot be read.
-pub fn refuse_legacy<R: Read + Seek>(reader: &mut R) -> Result<(), Problem> {
-    let mut start = Vec::new();
-    reader.by_ref().take(262).read_to_end(&mut start)?;
-    reader.seek(SeekFrom::Start(0))?;
-    match start.starts_with(b"\x80") || start.ends_with(b"ustar") {
-        true => Err(Problem::Legacy),
-        false => Ok(()),
-    }
-}
 
 /// Float tensors of a state dict; those of integers are left out.
 ///
@@ -38,14 +27,30 @@ pub fn read<R: Read + Seek>(mut archive: Archive<R>) -> Result<Weights, Problem>
     }
     let part = format!("{folder}data.pkl");
     let bytes = archive.read(&part, limits::DESCRIPTION)?;
-    let pickle = Pickle::parse(&part, &bytes)?;
-    let mut budget = Budget::default();
-    let mut views = views(&pickle, &mut budget)?;
+    let (pickle, _) = Pickle::parse(&part, &bytes)?;
+    let mut inflated = Budget::default();
+    tensors(&pickle, |view, element| {
+        let part = format!("{folder}data/{}", view.storage.key);
+        let limit = view.storage.count.saturating_mul(element.size() as u64);
+        inflated.bytes(&part, limit)?;
+        archive.read(&part, limit)
+    })
+}
+
+/// A state dict's float tensors, of storages whose bytes `storage` finds.
+///
+/// # Errors
+/// When there is no state dict, or a tensor cannot be used.
+pub fn tensors(
+    pickle: &Pickle,
+    mut storage: impl FnMut(&View, Element) -> Result<Vec<u8>, Problem>,
+) -> Result<Weights, Problem> {
+    let mut views = views(pickle, &mut Budget::default())?;
     // Tensors of one storage beside each other, so that each is read once.
     views.sort_by_key(|(_, view, _)| view.storage.key);
     let mut weights = Weights::new();
     for group in views.chunk_by(|(_, a, _), (_, b, _)| a.storage.key == b.storage.key) {
-        let bytes = storage(&mut archive, &folder, group[0].1, group[0].2, &mut budget)?;
+        let bytes = storage(group[0].1, group[0].2)?;
         for (name, view, element) in group {
             let found = (bytes.len() / element.size()) as u64;
             if view.storage.count > found {
@@ -131,20 +136,6 @@ fn check(name: &str, view: &View, budget: &mut Budget) -> Result<(), Problem> {
         return Err(Problem::tensor(name, TensorFault::View { wanted, found: view.storage.count }));
     }
     Ok(())
-}
-
-/// The bytes of a view's storage.
-fn storage<R: Read + Seek>(
-    archive: &mut Archive<R>,
-    folder: &str,
-    view: &View,
-    element: Element,
-    budget: &mut Budget,
-) -> Result<Vec<u8>, Problem> {
-    let part = format!("{folder}data/{}", view.storage.key);
-    let limit = view.storage.count.saturating_mul(element.size() as u64);
-    budget.bytes(&part, limit)?;
-    archive.read(&part, limit)
 }
 
 /// A view's values, rows first.

@@ -1,135 +1,12 @@
-//! Pickles, read and never executed.
-//!
-//! A pickle is a program for a stack machine that can call any function. This machine knows the instructions that
-//! `torch.save` uses for a state dict; of functions and classes it knows the few names of [`Global`], whose
-//! effect it imitates, and any other is refused by name. Values live in an arena and are referred to by number, so
-//! that a pickle which doubles a list a hundred times holds a hundred numbers, and one which contains itself is no trap.
+//! The machine that reads a pickle's instructions.
 
-use super::error::Problem;
-use super::limits;
-use super::values::Element;
+use super::{Global, Id, Storage, Value, View};
+use crate::read::error::Problem;
+use crate::read::limits;
 use std::collections::HashMap;
 
-/// The number of a value in a [`Pickle`].
-pub type Id = usize;
-
-/// A function or class that a state dict may name.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Global {
-    /// `collections.OrderedDict`
-    OrderedDict,
-    /// `torch._utils._rebuild_tensor_v2`
-    RebuildTensor,
-    /// `torch._utils._rebuild_parameter`
-    RebuildParameter,
-    /// `torch.FloatStorage` and its kind
-    Storage(ElementKind),
-}
-
-/// What a storage holds.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum ElementKind {
-    /// Floats.
-    Float(Element),
-    /// Integers or truth values, which weights are not made of.
-    Integer,
-}
-
-impl Global {
-    fn of(module: &str, name: &str) -> Option<Global> {
-        use ElementKind::{Float, Integer};
-        Some(match (module, name) {
-            ("collections", "OrderedDict") => Global::OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2") => Global::RebuildTensor,
-            ("torch._utils", "_rebuild_parameter") => Global::RebuildParameter,
-            ("torch", "FloatStorage") => Global::Storage(Float(Element::F32)),
-            ("torch", "HalfStorage") => Global::Storage(Float(Element::F16)),
-            ("torch", "BFloat16Storage") => Global::Storage(Float(Element::Bf16)),
-            ("torch", "DoubleStorage") => Global::Storage(Float(Element::F64)),
-            ("torch", "LongStorage" | "IntStorage" | "ShortStorage" | "CharStorage") => Global::Storage(Integer),
-            ("torch", "ByteStorage" | "BoolStorage") => Global::Storage(Integer),
-            _ => return None,
-        })
-    }
-}
-
-/// A value.
-#[derive(Clone, Debug)]
-pub enum Value<'a> {
-    /// None, a truth value or a float: what no tensor's place depends on.
-    Other,
-    /// An integer of at most 64 bits.
-    Integer(i64),
-    /// A string.
-    Text(&'a str),
-    /// A tuple.
-    Tuple(Vec<Id>),
-    /// A list.
-    List(Vec<Id>),
-    /// A dictionary, in the order in which its entries were set.
-    Dict(Vec<(Id, Id)>),
-    /// A function or class.
-    Global(Global),
-    /// Values in a file of their own.
-    Storage(Storage<'a>),
-    /// A view of a storage.
-    Tensor(View<'a>),
-}
-
-/// Values in the archive's file `data/KEY`.
-#[derive(Clone, Copy, Debug)]
-pub struct Storage<'a> {
-    /// The file's name.
-    pub key: &'a str,
-    /// What it holds.
-    pub kind: ElementKind,
-    /// How many.
-    pub count: u64,
-}
-
-/// A tensor: some of a storage's values.
-#[derive(Clone, Debug)]
-pub struct View<'a> {
-    /// Where its values are.
-    pub storage: Storage<'a>,
-    /// The first value.
-    pub offset: u64,
-    /// Sizes, outermost first.
-    pub shape: Vec<u64>,
-    /// Values from one index to the next, for each dimension.
-    pub strides: Vec<u64>,
-}
-
-/// What a pickle describes.
-pub struct Pickle<'a> {
-    values: Vec<Value<'a>>,
-    root: Id,
-}
-
-impl<'a> Pickle<'a> {
-    /// Reads a pickle; `part` is its name in messages.
-    ///
-    /// # Errors
-    /// When it is damaged, or asks for anything that a state dict does not need.
-    pub fn parse(part: &'a str, bytes: &'a [u8]) -> Result<Pickle<'a>, Problem> {
-        let mut machine =
-            Machine { part, bytes, at: 0, values: vec![], stack: vec![], marks: vec![], memo: HashMap::new() };
-        let root = machine.run()?;
-        Ok(Pickle { values: machine.values, root })
-    }
-
-    /// The value that the pickle is of.
-    pub fn root(&self) -> &Value<'a> {
-        &self.values[self.root]
-    }
-
-    /// The value of a number.
-    pub fn value(&self, id: Id) -> &Value<'a> {
-        &self.values[id]
-    }
-}
-
-struct Machine<'a> {
+/// A machine, on its way through a program.
+pub struct Machine<'a> {
     part: &'a str,
     bytes: &'a [u8],
     /// Where the next instruction is.
@@ -142,7 +19,21 @@ struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    fn run(&mut self) -> Result<Id, Problem> {
+    /// A machine before the first instruction.
+    pub fn new(part: &'a str, bytes: &'a [u8]) -> Self {
+        Machine { part, bytes, at: 0, values: vec![], stack: vec![], marks: vec![], memo: HashMap::new() }
+    }
+
+    /// What the program has made, and what is behind it.
+    pub fn finish(self) -> (Vec<Value<'a>>, &'a [u8]) {
+        (self.values, &self.bytes[self.at..])
+    }
+
+    /// Runs the program to its end, and returns the number of its result.
+    ///
+    /// # Errors
+    /// When it is damaged, or asks for anything that a state dict does not need.
+    pub fn run(&mut self) -> Result<Id, Problem> {
         loop {
             let start = self.at;
             // One byte of a pickle makes a value of many.
@@ -158,7 +49,9 @@ impl<'a> Machine<'a> {
                 // A frame's length helps who reads from a stream.
                 b'\x95' => drop(self.take(8)?),
                 b'.' => return self.pop(),
-                b'N' | b'\x88' | b'\x89' => self.push(Value::Other),
+                b'N' => self.push(Value::Other),
+                b'\x88' => self.push(Value::Bool(true)),
+                b'\x89' => self.push(Value::Bool(false)),
                 b'G' => {
                     self.take(8)?;
                     self.push(Value::Other);
@@ -394,12 +287,16 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// A storage, as `torch.save` refers to it: `('storage', torch.FloatStorage, key, device, count)`.
+    /// A storage, as `torch.save` refers to it: `('storage', torch.FloatStorage, key, device, count)`, before PyTorch 1.6
+    /// with a sixth value, which is None unless the storage is a part of another.
     fn push_storage(&mut self) -> Result<(), Problem> {
         let id = self.pop()?;
-        let &[tag, class, key, _device, count] = self.tuple(id)? else {
+        let &[tag, class, key, _device, count, ref part @ ..] = self.tuple(id)? else {
             return Err(self.damaged("a storage is no tuple of five"));
         };
+        if !part.iter().all(|&part| matches!(self.values[part], Value::Other)) {
+            return Err(self.damaged("a storage is a part of another, which is not read"));
+        }
         let Value::Global(Global::Storage(kind)) = self.values[class] else {
             return Err(self.damaged("a storage has no class"));
         };
@@ -434,12 +331,13 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// Attributes of an object: a state dict has `_metadata`, the versions of its layers, which no weight depends on.
+    /// Attributes of an object: a state dict has `_metadata`, the versions of its layers, and a parameter whether it is
+    /// trained. No weight depends on them.
     fn build(&mut self) -> Result<(), Problem> {
         let _attributes = self.pop()?;
         match self.values[self.top()?] {
-            Value::Dict(_) => Ok(()),
-            _ => Err(self.damaged("attributes are set on what is no dictionary")),
+            Value::Dict(_) | Value::Tensor(_) => Ok(()),
+            _ => Err(self.damaged("attributes are set on what is neither dictionary nor tensor")),
         }
     }
 }
@@ -451,6 +349,7 @@ fn printable(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Pickle;
     use super::*;
 
     fn fails(bytes: &[u8], part: &str) {
@@ -494,13 +393,13 @@ mod tests {
         fails(b"\x80\x02NQ.", "a tuple is missing");
         fails(b"\x80\x02NNR.", "a tuple is missing");
         fails(b"\x80\x02N)R.", "wrong function or arguments");
-        fails(b"\x80\x02]Nb.", "what is no dictionary");
+        fails(b"\x80\x02]Nb.", "neither dictionary nor tensor");
         fails(b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(NNNNtR.", "a tensor has no storage");
     }
 
     #[test]
     fn a_list_that_holds_itself_is_one_value() {
-        let pickle = Pickle::parse("data.pkl", b"\x80\x02]q\x00h\x00a.").unwrap();
+        let (pickle, _) = Pickle::parse("data.pkl", b"\x80\x02]q\x00h\x00a.").unwrap();
         assert!(matches!(pickle.root(), Value::List(items) if items.len() == 1));
     }
 
@@ -514,7 +413,8 @@ mod tests {
             (b"\x80\x02\x8a\x01\x80.", -128),
             (b"\x80\x02\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f.", i64::MAX),
         ] {
-            let pickle = Pickle::parse("data.pkl", bytes).unwrap();
+            let (pickle, rest) = Pickle::parse("data.pkl", bytes).unwrap();
+            assert!(rest.is_empty());
             assert!(matches!(pickle.root(), Value::Integer(found) if *found == value), "{:?}", pickle.root());
         }
     }
