@@ -35,8 +35,8 @@ impl Numbers {
         let shape = tensor::shape(name, tensor)?;
         let count = limits::count(name, &shape)?;
         if count > MOST as u64 {
-            let message = "it is computed with as if it were a shape; export with constant folding";
-            return Err(Problem::damaged(format!("tensor {name} of {count} values"), message));
+            let what = format!("values of tensor {name}, which is computed with as shapes are");
+            return Err(Problem::Limit { what, claimed: count.into(), limit: MOST as u64 });
         }
         let mut budget = Budget::default();
         if tensor::float_element(tensor.data_type).is_some() {

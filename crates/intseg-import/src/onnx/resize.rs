@@ -82,9 +82,8 @@ fn goal(call: Call) -> Result<Goal, Problem> {
         return Ok(Goal::Scales(1));
     }
     match (call.input(2), call.input(3)) {
-        (None, Some(_)) => Ok(Goal::Sizes(3)),
         // Some exporters leave an empty tensor of factors beside the sizes.
-        (Some(_), Some(_)) => Ok(Goal::Sizes(3)),
+        (_, Some(_)) => Ok(Goal::Sizes(3)),
         (Some(_), None) => Ok(Goal::Scales(2)),
         (None, None) => Err(call.refuse("it has neither factors nor sizes")),
     }

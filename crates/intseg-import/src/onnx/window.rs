@@ -94,14 +94,11 @@ fn permuted(weights: &FloatTensor, order: [usize; 4]) -> Vec<f32> {
     data
 }
 
-/// A convolution's weights, whose kernel is in the last two of four dimensions, all of which have a size.
-fn weights<'m>(call: Call<'m>, builder: &mut Builder<'m>, kernel: &mut [usize; 2]) -> Result<FloatTensor, Problem> {
+/// A convolution's weights, all of whose four dimensions have a size, and its geometry.
+fn weights<'m>(call: Call<'m>, builder: &mut Builder<'m>) -> Result<(FloatTensor, Window), Problem> {
     let weights = builder.floats(call, 1)?;
     match weights.shape[..] {
-        [a, b, y, x] if a * b * y * x > 0 => {
-            *kernel = [y, x];
-            Ok(weights)
-        }
+        [a, b, y, x] if a * b * y * x > 0 => Ok((weights, window(call, Some([y, x]))?)),
         _ => Err(call.refuse(format!("weights of shape {:?} are not understood", weights.shape))),
     }
 }
@@ -128,9 +125,8 @@ fn check_channels(call: Call, builder: &Builder, input: usize, wanted: usize) ->
 pub fn conv<'m>(call: Call<'m>, builder: &mut Builder<'m>) -> Result<Value<'m>, Problem> {
     understands(call, &["group"])?;
     call.only_int("group", 1, 1)?;
-    let (input, mut kernel) = (builder.feature(call, 0)?, [0; 2]);
-    let weights = weights(call, builder, &mut kernel)?;
-    let window = window(call, Some(kernel))?;
+    let input = builder.feature(call, 0)?;
+    let (weights, window) = weights(call, builder)?;
     let channels = [weights.shape[1], weights.shape[0]];
     check_channels(call, builder, input, channels[0])?;
     let bias = bias(call, builder, channels[1])?;
@@ -145,9 +141,8 @@ pub fn conv_transpose<'m>(call: Call<'m>, builder: &mut Builder<'m>) -> Result<V
     if !matches!(call.text("auto_pad", "NOTSET"), "NOTSET" | "VALID") {
         return Err(call.refuse("auto_pad SAME is not understood"));
     }
-    let (input, mut kernel) = (builder.feature(call, 0)?, [0; 2]);
-    let weights = weights(call, builder, &mut kernel)?;
-    let window = window(call, Some(kernel))?;
+    let input = builder.feature(call, 0)?;
+    let (weights, window) = weights(call, builder)?;
     let output_padding = call.pair("output_padding", [0; 2])?;
     let channels = [weights.shape[0], weights.shape[1]];
     check_channels(call, builder, input, channels[0])?;
