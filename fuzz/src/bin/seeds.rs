@@ -6,7 +6,6 @@ use std::io::{Cursor, Read};
 use std::path::Path;
 
 // The models of the runtime's tests.
-#[allow(dead_code)]
 #[path = "../../../crates/intseg-runtime/tests/common/mod.rs"]
 mod common;
 
