@@ -20,7 +20,7 @@ pub enum Interpolation {
     Linear,
     /// Bilinear, the corner pixels' centres aligned.
     LinearAligned,
-    /// The nearest value at an integer factor.
+    /// The nearest value at an integer factor; a size that is not a multiple of the input's is not to be had.
     Nearest,
 }
 

@@ -234,6 +234,27 @@ fn operators_of_older_versions_are_read() {
 }
 
 #[test]
+fn nearest_to_another_tensor_s_size_is_understood_where_that_is_a_multiple() {
+    let half = |name: &str, input: &str| {
+        node("MaxPool", name, &[input]).ints("kernel_shape", &[2, 2]).ints("strides", &[2, 2]).int("ceil_mode", 1)
+    };
+    let up = node("Resize", "up", &["deep", "", "", "size"]).text("coordinate_transformation_mode", "asymmetric");
+    let nodes = vec![
+        half("skip", "x"),
+        half("deep", "skip"),
+        node("Shape", "size", &["skip"]),
+        up.text("mode", "nearest").text("nearest_mode", "floor"),
+        node("Add", "sum", &["skip", "up"]),
+    ];
+    // At odd sizes the skip has no multiple of rows, so that a factor would be another network.
+    let graph = parse_graph("m", model(nodes.clone()), Normalization::UNIT).unwrap();
+    assert_eq!(resizes(&graph), [(ResizeTarget::Like, Interpolation::Nearest)]);
+    let fixed = build::changed(nodes, |m| build::input_sizes(m, &[1, 3, 32, 48]));
+    let graph = parse_graph("m", fixed, Normalization::UNIT).unwrap();
+    assert_eq!(resizes(&graph), [(ResizeTarget::Factor([2, 2]), Interpolation::Nearest)]);
+}
+
+#[test]
 fn constants_reach_operators_in_every_way_that_a_file_has() {
     let value = |name: &str, setting: &str, v: f32| node("Constant", name, &[]).float(setting, v);
     let tensor = node("Identity", "low_again", &["low"]).constant(floats("low", &[], &[-2.0]));

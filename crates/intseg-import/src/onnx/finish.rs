@@ -77,7 +77,7 @@ fn marked<'a>(output: usize, inputs: impl Fn(usize) -> &'a Vec<usize>) -> Vec<bo
     needed
 }
 
-/// Says what a resize goes to: the size of the last earlier tensor that has it for every probe, or a constant factor.
+/// Says what a resize goes to: a constant factor, or the size of the last earlier tensor that has it for every probe.
 fn find_target(drafts: &mut [Draft], node: usize, needed: &[bool], probes: &[usize]) -> Result<(), Problem> {
     let (draft, input) = (&drafts[node], drafts[node].node.inputs[0]);
     let FloatOp::Resize { interpolation, .. } = draft.node.op else { return Ok(()) };
@@ -85,30 +85,25 @@ fn find_target(drafts: &mut [Draft], node: usize, needed: &[bool], probes: &[usi
     // A single pixel is everywhere the same, however it is resized.
     let constant = probes.iter().all(|probe| size(input, probe) == [1, 1]);
     let interpolation = if constant { Interpolation::Linear } else { interpolation };
-    let factor = probes.first().map(|probe| [0, 1].map(|axis| size(node, probe)[axis] / size(input, probe)[axis]));
-    let factor = factor.filter(|factor| {
-        let times = |probe| [0, 1].map(|axis| size(input, probe)[axis] * factor[axis]);
-        probes.iter().all(|probe| times(probe) == size(node, probe))
-    });
+    let factor_at = |probe: &usize| {
+        let factor = [0, 1].map(|axis| size(node, probe)[axis] / size(input, probe)[axis]);
+        let is_whole = [0, 1].map(|axis| size(input, probe)[axis] * factor[axis]) == size(node, probe);
+        is_whole.then_some(factor)
+    };
+    let some_factor = probes.iter().find_map(factor_at);
+    let factor = some_factor.filter(|_| probes.iter().all(|probe| factor_at(probe) == some_factor));
     let has_size = |&other: &usize| needed[other] && probes.iter().all(|probe| size(other, probe) == size(node, probe));
     let like = (0..node).rev().find(has_size);
-    let target = match (factor, like) {
-        (Some(factor), _) if draft.constant_factor || interpolation == Interpolation::Nearest => (Some(factor), None),
-        _ if interpolation == Interpolation::Nearest => (None, None),
-        (_, Some(like)) => (None, Some(like)),
-        (factor, None) => (factor, None),
-    };
-    let (target, like) = match target {
-        (Some(factor), _) => (ResizeTarget::Factor(factor), None),
-        (None, Some(like)) => (ResizeTarget::Like, Some(like)),
-        (None, None) => {
+    let nearest = interpolation == Interpolation::Nearest;
+    let (target, like) = match (factor, like) {
+        (Some(factor), _) if draft.constant_factor || nearest => (ResizeTarget::Factor(factor), None),
+        // The nearest value is understood at whole factors, which some image sizes must have.
+        (_, Some(like)) if !nearest || some_factor.is_some() => (ResizeTarget::Like, Some(like)),
+        (Some(factor), None) => (ResizeTarget::Factor(factor), None),
+        _ => {
             let reason =
-                "its size is no multiple of its input's that is the same for every image, and no other tensor's";
-            return Err(Problem::Operator {
-                operator: "Resize".into(),
-                node: draft.node.name.clone(),
-                reason: reason.into(),
-            });
+                "its size is no multiple of its input's that is the same for every image, and no other tensor's".into();
+            return Err(Problem::Operator { operator: "Resize".into(), node: draft.node.name.clone(), reason });
         }
     };
     drafts[node].node.op = FloatOp::Resize { target, interpolation };
