@@ -100,7 +100,7 @@ mod tests {
         assert_eq!(message(&graph(5, limits::TENSORS + 1)).as_deref(), Some(tensors));
         let nodes = limits::GRAPH as usize;
         assert_eq!(message(&graph(1, nodes)), None);
-        let bytes = "bytes of the ONNX model beside its initialisers: 16777217, where at most 16777216 are read";
+        let bytes = "bytes of the ONNX model beside its initialisers: 8388609, where at most 8388608 are read";
         assert_eq!(message(&graph(1, nodes + 1)).as_deref(), Some(bytes));
         // Twice the field is one graph to a decoder.
         let twice = [graph(5, limits::TENSORS), graph(5, 1)].concat();

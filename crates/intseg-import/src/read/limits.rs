@@ -13,7 +13,7 @@ pub const BYTES: u64 = 1 << 32;
 /// Bytes of a part that describes tensors: a pickle, a header.
 pub const DESCRIPTION: u64 = 8 << 20;
 /// Bytes of an ONNX model beside its initialisers: the graph, with the names that exporters are generous with.
-pub const GRAPH: u64 = 16 << 20;
+pub const GRAPH: u64 = 8 << 20;
 /// Values of a pickle; a tensor takes about a dozen.
 pub const PICKLED: usize = 1 << 20;
 /// Tensors in a file, and entries in an archive.
