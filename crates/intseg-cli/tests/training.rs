@@ -258,3 +258,22 @@ fn recorded_batches_are_those_of_a_run() {
         }
     }
 }
+
+#[test]
+fn a_diagnosed_run_says_which_layer_suffers_and_ends_in_the_same_model() {
+    let data = scenes();
+    let (plain, diagnosed) = (data.path().join("plain"), data.path().join("diagnosed"));
+    Ran::from(train(data.path(), &plain).output().unwrap()).ok();
+    let ran = Ran::from(train(data.path(), &diagnosed).args(["--diagnose", "5"]).output().unwrap());
+    assert!(ran.stderr.contains("step 6: weight gradients against float: mean cosine 0."), "{}", ran.stderr);
+    ran.ok();
+    assert!(models(&plain) == models(&diagnosed), "looking changes nothing");
+    let log = std::fs::read_to_string(diagnosed.join("log.jsonl")).unwrap();
+    let rows: Vec<serde_json::Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let found: Vec<_> = rows.iter().filter(|row| row["event"] == "diagnosis").collect();
+    assert_eq!(found.iter().map(|row| row["step"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 6, 11]);
+    for layer in found[0]["diagnosis"]["layers"].as_array().unwrap() {
+        assert!(layer["output_cosine"].as_f64().unwrap() > 0.9, "{layer}");
+        assert!((0.0..=1.0).contains(&layer["zeros"].as_f64().unwrap()), "{layer}");
+    }
+}

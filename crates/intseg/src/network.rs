@@ -128,6 +128,36 @@ pub struct Recipe<'a> {
     pub momentum_q15: u32,
 }
 
+/// What a probed step shows, in the order in which it is computed.
+pub enum Probe<'a> {
+    /// A node's output.
+    Output {
+        /// The node.
+        node: usize,
+        /// Its output.
+        output: &'a Tensor,
+    },
+    /// The error at a node's output, collected from its readers.
+    Error {
+        /// The node.
+        node: usize,
+        /// The error.
+        error: &'a Tensor,
+    },
+    /// What a convolution's weight gradient is the exact sum over.
+    Convolved {
+        /// The convolution's node.
+        node: usize,
+        /// Its input.
+        input: &'a Tensor,
+        /// The error that its backward pass reads (E2).
+        error: Tensor,
+    },
+}
+
+/// Sees what a step computes.
+type Observer<'a> = &'a mut dyn FnMut(Probe);
+
 /// A network in training.
 pub struct Network {
     /// Its definition.
@@ -207,10 +237,19 @@ impl Network {
 
     /// One step: forward, loss, backward, update.
     pub fn train_step(&mut self, batch: &Batch, recipe: &Recipe) -> StepOutcome {
+        self.observed_step(batch, recipe, None)
+    }
+
+    /// The same step, shown to `observe` as it is computed.
+    pub fn probed_step(&mut self, batch: &Batch, recipe: &Recipe, observe: &mut dyn FnMut(Probe)) -> StepOutcome {
+        self.observed_step(batch, recipe, Some(observe))
+    }
+
+    fn observed_step(&mut self, batch: &Batch, recipe: &Recipe, mut observe: Option<Observer>) -> StepOutcome {
         if recipe.step.is_multiple_of(RANGE_WINDOW) {
             self.ranges.iter_mut().for_each(ExponentRange::rotate);
         }
-        let mut values = self.forward(batch, recipe);
+        let mut values = self.forward(batch, recipe, &mut observe);
         for (range, value) in self.ranges.iter_mut().zip(&values) {
             range.observe(value.exponent);
         }
@@ -228,7 +267,7 @@ impl Network {
             }
         }
         let rate = Rate::new(recipe.lr_q32, outcome.weight_q8, recipe.decay_q32, recipe.momentum_q15);
-        self.backward(&mut values, errors, recipe, &rate);
+        self.backward(&mut values, errors, recipe, &rate, &mut observe);
         values.into_iter().for_each(|value| self.buffers.give(value));
         outcome
     }
@@ -239,7 +278,7 @@ impl Network {
 
     /// Every node's output. What no backward pass reads is given back once its last reader has run, and leaves an empty
     /// tensor: accumulators, and 16-bit streams whose readers keep what they need of them.
-    fn forward(&mut self, batch: &Batch, recipe: &Recipe) -> Vec<Tensor> {
+    fn forward(&mut self, batch: &Batch, recipe: &Recipe, observe: &mut Option<Observer>) -> Vec<Tensor> {
         let mut values: Vec<Tensor> = Vec::with_capacity(self.graph.nodes.len());
         for (index, node) in self.graph.nodes.iter().enumerate() {
             let step = step_of(&self.buffers, recipe, index);
@@ -254,6 +293,9 @@ impl Network {
                     operator.forward(&step, &inputs)
                 }
             };
+            if let Some(observe) = observe {
+                observe(Probe::Output { node: index, output: &value });
+            }
             values.push(value);
             for id in &node.inputs {
                 if self.last_reader[id.0] != index {
@@ -271,7 +313,14 @@ impl Network {
 
     /// Hands errors from the heads to the image, and updates each layer's parameters as soon as its error has been
     /// handed on: no two layers' gradients exist at the same time.
-    fn backward(&mut self, values: &mut [Tensor], mut errors: Vec<Vec<Tensor>>, recipe: &Recipe, rate: &Rate) {
+    fn backward(
+        &mut self,
+        values: &mut [Tensor],
+        mut errors: Vec<Vec<Tensor>>,
+        recipe: &Recipe,
+        rate: &Rate,
+        observe: &mut Option<Observer>,
+    ) {
         for index in (0..self.graph.nodes.len()).rev() {
             let parts = std::mem::take(&mut errors[index]);
             let step = step_of(&self.buffers, recipe, index);
@@ -283,6 +332,9 @@ impl Network {
                 continue;
             }
             let error = collect(&step, &values[index], parts);
+            if let Some(observe) = observe {
+                observe(Probe::Error { node: index, error: &error });
+            }
             let node = &self.graph.nodes[index];
             let inputs: Vec<&Tensor> = node.inputs.iter().map(|id| &values[id.0]).collect();
             let wanted: Vec<bool> =
@@ -291,7 +343,13 @@ impl Network {
             for (id, part) in node.inputs.iter().zip(parts) {
                 errors[id.0].extend(part);
             }
-            operator.learn(&step, &inputs, rate);
+            if let (Some(observe), Layer::Conv(conv)) = (&mut *observe, &self.layers[index]) {
+                let error = conv.error_in_use(values[index].shape);
+                observe(Probe::Convolved { node: index, input: inputs[0], error });
+            }
+            if let Some(operator) = self.layers[index].operator() {
+                operator.learn(&step, &inputs, rate);
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use crate::checkpoint::{self, CheckpointError, Progress};
 use crate::config::{ClassWeights, Config, ConfigError, fixed};
 use crate::data::image::{read_label, write_atomically};
 use crate::data::loader::{Loader, Source};
-use crate::data::{DataError, Dataset, Entry, IGNORE, Layout};
+use crate::data::{Batch, DataError, Dataset, Entry, IGNORE, Layout};
 use crate::evaluate::{EvaluateError, evaluate};
 use crate::fold::{Metadata, fold};
 use crate::graph::GraphError;
@@ -79,6 +79,13 @@ pub enum Event {
         lr: f64,
         /// Speed since the start or resume.
         images_per_second: f64,
+    },
+    /// A step was compared with its reference.
+    Diagnosed {
+        /// Steps done.
+        step: u64,
+        /// What the diagnosis says.
+        diagnosis: serde_json::Value,
     },
     /// The deployed model was scored on the validation split.
     Evaluated {
@@ -160,10 +167,34 @@ pub fn train(
     options: &RunOptions,
     observe: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Summary, RunError> {
+    train_diagnosed(config, options, None, observe)
+}
+
+/// Every so many steps, a step that is compared with something else as it is done.
+pub struct Diagnostics<'a> {
+    /// Steps from one diagnosed step to the next; the first step is diagnosed.
+    pub every: u64,
+    /// Does the step, exactly as [`Network::train_step`], and says how it went, for the log.
+    pub step: &'a mut DiagnosedStep<'a>,
+}
+
+/// See [`Diagnostics::step`].
+pub type DiagnosedStep<'a> = dyn FnMut(&mut Network, &Batch, &Recipe) -> (StepOutcome, serde_json::Value) + Send + 'a;
+
+/// As [`train`], with diagnosed steps.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_diagnosed(
+    config: &Config,
+    options: &RunOptions,
+    diagnostics: Option<Diagnostics>,
+    observe: &mut (dyn FnMut(&Event) + Send),
+) -> Result<Summary, RunError> {
     config.validate()?;
     let threads = Threads::new(options.threads)?;
     let mut run = Run::prepare(config, options, &threads)?;
-    threads.install(move || run.train(observe))
+    threads.install(move || run.train(diagnostics, observe))
 }
 
 struct Run<'a> {
@@ -218,7 +249,11 @@ impl<'a> Run<'a> {
         self.options.out.join(name)
     }
 
-    fn train(&mut self, observe: &mut (dyn FnMut(&Event) + Send)) -> Result<Summary, RunError> {
+    fn train(
+        &mut self,
+        mut diagnostics: Option<Diagnostics>,
+        observe: &mut (dyn FnMut(&Event) + Send),
+    ) -> Result<Summary, RunError> {
         let (config, first_step) = (self.config, self.progress.step);
         let steps = config.train.steps;
         observe(&Event::Started {
@@ -247,9 +282,20 @@ impl<'a> Run<'a> {
                 decay_q32: config.decay_q32(),
                 momentum_q15: config.momentum_q15(),
             };
-            let outcome = self.network.train_step(&batch, &recipe);
+            let due = |d: &&mut Diagnostics| self.progress.step.is_multiple_of(d.every.max(1));
+            let (outcome, diagnosis) = match diagnostics.as_mut().filter(due) {
+                None => (self.network.train_step(&batch, &recipe), None),
+                Some(diagnostics) => {
+                    let (outcome, diagnosis) = (diagnostics.step)(&mut self.network, &batch, &recipe);
+                    (outcome, Some(diagnosis))
+                }
+            };
             self.progress.step += 1;
             let step = self.progress.step;
+            if let Some(diagnosis) = diagnosis {
+                self.log(&json!({ "event": "diagnosis", "step": step, "diagnosis": diagnosis }))?;
+                observe(&Event::Diagnosed { step, diagnosis });
+            }
             window.add(&outcome);
             let images_per_second = speed((step - first_step) * config.train.batch as u64, self.started);
             let lr = real(self.schedule.rate_q32(step - 1) as i64, 32);

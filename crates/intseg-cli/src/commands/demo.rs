@@ -175,7 +175,7 @@ fn fit(config: &Config, options: &RunOptions, history: &mut History) -> anyhow::
         match event {
             Event::Step { step, loss, .. } => history.loss.push((*step, *loss)),
             Event::Evaluated { step, report } => history.miou.push((*step, report.miou)),
-            Event::Started { .. } | Event::Saved { .. } | Event::Initialized(_) => {}
+            Event::Started { .. } | Event::Saved { .. } | Event::Initialized(_) | Event::Diagnosed { .. } => {}
         }
     });
     progress.finish();

@@ -7,9 +7,10 @@ use crate::progress::{Progress, time};
 use anyhow::Context;
 use clap::Args;
 use intseg::config::Config;
-use intseg::data::Dataset;
+use intseg::data::{Batch, Dataset};
 use intseg::init::Start;
-use intseg::run::{CHECKPOINT, LOG, RunOptions, Summary, train};
+use intseg::network::{Network, Recipe};
+use intseg::run::{CHECKPOINT, Diagnostics, LOG, RunOptions, Summary, train_diagnosed};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use std::time::Duration;
   intseg train --config configs/voc-fcn8s.toml --data VOCdevkit/VOC2012 --out runs/voc
   intseg train --config configs/voc-fcn8s.toml --data VOCdevkit/VOC2012 --out runs/voc --resume
   intseg train --config configs/camvid-fcn8s.toml --data camvid --out runs/a --set train.lr=0.05 --set train.batch=4
+  intseg train --config run.toml --data camvid --out runs/b --diagnose 200
   intseg train --config fine.toml --data camvid --out runs/fine --init runs/coarse/checkpoint.safetensors")]
 pub struct Train {
     /// The run's description, a TOML file
@@ -40,6 +42,10 @@ pub struct Train {
     /// Start from the weights of another run: its checkpoint.safetensors; tensors are taken by name where they fit
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     init: Option<PathBuf>,
+    /// Every STEPS steps, compare the step with a float reference, layer by layer, in the log and on the screen; slow, and
+    /// changes nothing
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
+    diagnose: Option<u64>,
     /// Override a key of the configuration, such as train.lr=0.01 (may be repeated)
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -91,7 +97,12 @@ impl Train {
             stop: crate::interrupt::flag()?,
         };
         let mut progress = Progress::new(config.train.steps);
-        let trained = train(&config, &options, &mut |event| progress.training(event));
+        let mut step = |network: &mut Network, batch: &Batch, recipe: &Recipe| {
+            let (outcome, diagnosis) = intseg_reference::diagnose(network, batch, recipe);
+            (outcome, serde_json::to_value(diagnosis).unwrap_or_default())
+        };
+        let diagnostics = self.diagnose.map(|every| Diagnostics { every, step: &mut step });
+        let trained = train_diagnosed(&config, &options, diagnostics, &mut |event| progress.training(event));
         progress.finish();
         let summary = trained.with_context(|| format!("training into {} failed", self.out.display()))?;
         self.tell(&summary)?;

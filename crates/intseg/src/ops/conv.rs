@@ -52,6 +52,12 @@ impl Conv {
         weights
     }
 
+    /// The error that `backward` left, of the output's shape.
+    pub fn error_in_use(&self, shape: Shape) -> Tensor {
+        let whole = |i: usize| self.error.iter().fold(0, |sum, part| (sum << 8) + i32::from(part[i]));
+        Tensor::i32(shape, self.error_exponent, (0..shape.len()).map(whole).collect())
+    }
+
     fn geometry(&self, input: Shape) -> Conv2d {
         debug_assert_eq!(input.c, self.c_in);
         self.spec.geometry(input)
