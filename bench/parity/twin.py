@@ -62,7 +62,7 @@ class Twin(nn.Module):
                 shape = dict(stride=spec["stride"], dilation=spec["dilation"], padding=spec["padding"])
                 conv = nn.Conv2d(c_in, spec["channels"], spec["kernel"], bias=spec["output"] != "accumulators", **shape)
                 with torch.no_grad():
-                    conv.weight.copy_(initial[node["name"] + ".weight"].permute(3, 2, 0, 1))
+                    conv.weight.copy_(initial[node["name"] + ".weight"])
                     if conv.bias is not None:
                         conv.bias.copy_(initial[node["name"] + ".bias"])
                 self.layers[key(node)] = conv

@@ -220,6 +220,21 @@ fn a_run_starts_from_another_runs_weights_and_says_what_it_took() {
     let stderr = Ran::from(other.output().unwrap()).stderr;
     assert!(stderr.contains("6] in the file, ") && stderr.contains("9] in the network"), "{stderr}");
 
+    // Float weights, here the initial ones of another seed, give the network of that seed.
+    let initial = data.path().join("initial.safetensors");
+    let mut record = program();
+    record.args(["data", "batches", "--steps", "1", "--set", "train.seed=5", "--config"]).arg(common::config());
+    record.args(common::QUICK.iter().flat_map(|set| ["--set", set])).arg("--data").arg(data.path());
+    assert!(record.arg("--initial").arg(&initial).output().unwrap().status.success());
+    let started = |name: &str, extra: [&std::ffi::OsStr; 2]| {
+        let mut command = train(data.path(), &data.path().join(name));
+        command.args(["--set", "train.steps=1", "--set", "train.lr=1e-9", "--set", "train.weight_decay=0.0"]);
+        Ran::from(command.args(extra).output().unwrap()).ok();
+        weights(&data.path().join(name))
+    };
+    let own = started("seed", ["--seed".as_ref(), "5".as_ref()]);
+    assert!(own == started("float", ["--init".as_ref(), initial.as_ref()]), "float weights keep every bit");
+
     let mut wrong = train(data.path(), &data.path().join("fourth"));
     Ran::from(wrong.arg("--init").arg(first.join("best.iseg")).output().unwrap()).fails(1, &["best.iseg"]);
     assert!(!data.path().join("fourth").exists(), "nothing is written before the weights were read");
@@ -252,7 +267,7 @@ fn recorded_batches_are_those_of_a_run() {
     for node in header["graph"]["nodes"].as_array().unwrap() {
         if let Some(conv) = node["op"].get("conv") {
             let tensor = file.tensor(&format!("{}.weight", node["name"].as_str().unwrap())).unwrap();
-            assert_eq!(tensor.shape()[3] as u64, conv["channels"].as_u64().unwrap());
+            assert_eq!(tensor.shape()[0] as u64, conv["channels"].as_u64().unwrap());
             let values = tensor.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b));
             assert!(values.clone().all(|v| v.abs() < 8.0) && values.into_iter().any(|v| v != 0.0));
         }

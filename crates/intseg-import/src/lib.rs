@@ -26,4 +26,5 @@
 pub mod graph;
 pub mod onnx;
 pub mod read;
+pub mod start;
 pub mod tensor;

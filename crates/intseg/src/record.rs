@@ -83,8 +83,8 @@ pub fn batches(
     Ok(out.flush().map_err(io)?)
 }
 
-/// Writes a configuration's initial weights as float32 safetensors, named and shaped as in a checkpoint: convolution
-/// weights `[KH, KW, C_in, C_out]`.
+/// Writes a configuration's initial weights as float32 safetensors, named as in a checkpoint, convolution weights laid
+/// out as float frameworks have them, `[C_out, C_in, KH, KW]`.
 ///
 /// # Errors
 /// When the network cannot be built or the file not be written.
@@ -95,8 +95,18 @@ pub fn initial_weights(config: &Config, path: &Path) -> Result<(), RunError> {
         .parameters()
         .map(|parameter| {
             let exponent = parameter.exponent - parameter.kind.fraction_bits() as i32;
-            let bytes = parameter.master.iter().flat_map(|&master| real(master, exponent).to_le_bytes()).collect();
-            (parameter.name.clone(), parameter.shape.clone(), bytes)
+            let value = |index: usize| real(parameter.master[index], exponent).to_le_bytes();
+            let (shape, bytes) = match parameter.shape[..] {
+                [h, w, c_in, c_out] => {
+                    let places = (0..parameter.master.len()).map(|i| {
+                        let (k, c, tap) = (i / (c_in * h * w), i / (h * w) % c_in, i % (h * w));
+                        (tap * c_in + c) * c_out + k
+                    });
+                    (vec![c_out, c_in, h, w], places.flat_map(value).collect())
+                }
+                _ => (parameter.shape.clone(), (0..parameter.master.len()).flat_map(value).collect()),
+            };
+            (parameter.name.clone(), shape, bytes)
         })
         .collect();
     let unusable = |e: &dyn std::fmt::Display| CheckpointError::Unusable { path: path.into(), message: e.to_string() };

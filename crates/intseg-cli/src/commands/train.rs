@@ -11,6 +11,8 @@ use intseg::data::{Batch, Dataset};
 use intseg::init::Start;
 use intseg::network::{Network, Recipe};
 use intseg::run::{CHECKPOINT, Diagnostics, LOG, RunOptions, Summary, train_diagnosed};
+use intseg_import::read::{Format, read_weights};
+use intseg_import::start::start;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,7 +24,8 @@ use std::time::Duration;
   intseg train --config configs/voc-fcn8s.toml --data VOCdevkit/VOC2012 --out runs/voc --resume
   intseg train --config configs/camvid-fcn8s.toml --data camvid --out runs/a --set train.lr=0.05 --set train.batch=4
   intseg train --config run.toml --data camvid --out runs/b --diagnose 200
-  intseg train --config fine.toml --data camvid --out runs/fine --init runs/coarse/checkpoint.safetensors")]
+  intseg train --config fine.toml --data camvid --out runs/fine --init runs/coarse/checkpoint.safetensors
+  intseg train --config voc.toml --data VOCdevkit/VOC2012 --out runs/vgg --init vgg16_bn.pth")]
 pub struct Train {
     /// The run's description, a TOML file
     #[arg(long, value_name = "FILE")]
@@ -39,7 +42,8 @@ pub struct Train {
     /// Start again in --out although it holds a run, which is deleted
     #[arg(long, conflicts_with = "resume")]
     overwrite: bool,
-    /// Start from the weights of another run: its checkpoint.safetensors; tensors are taken by name where they fit
+    /// Start from trained weights: another run's checkpoint.safetensors, or float weights (.pth, .pt, .safetensors, .npz,
+    /// .onnx) under torchvision's or the network's own names; tensors are taken where they fit, the rest is reported
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     init: Option<PathBuf>,
     /// Every STEPS steps, compare the step with a float reference, layer by layer, in the log and on the screen; slow, and
@@ -74,6 +78,15 @@ struct Answer<'a> {
 /// The files that a run leaves in its folder.
 const RUN_FILES: [&str; 5] = ["best.iseg", "last.iseg", CHECKPOINT, LOG, "config.toml"];
 
+/// What a run can start from, whatever wrote the file.
+fn weights(path: &Path) -> anyhow::Result<Start> {
+    let own = || intseg::checkpoint::progress(path).is_ok();
+    match Format::of(path) {
+        Some(format) if format != Format::Safetensors || !own() => Ok(start(read_weights(path)?)),
+        _ => Ok(Start::from_checkpoint(path)?),
+    }
+}
+
 impl Train {
     /// Runs the command.
     pub fn run(self) -> anyhow::Result<()> {
@@ -85,7 +98,7 @@ impl Train {
         // A mistake in the data is found before an old run is touched.
         let dataset = Dataset::open(&self.data, config.data.layout)?;
         dataset.split(&config.data.train)?;
-        let init = self.init.as_deref().map(Start::from_checkpoint).transpose()?;
+        let init = self.init.as_deref().map(weights).transpose()?;
         self.prepare_out()?;
         let options = RunOptions {
             data: self.data.clone(),
