@@ -27,8 +27,9 @@ def read(folder):
     return losses, scores, kept
 
 
-def smooth(losses, width=5):
-    """Running means."""
+def smooth(losses, points=25):
+    """Means over stretches, so that about so many points remain."""
+    width = max(1, len(losses) // points)
     for at in range(0, len(losses) - width + 1, width):
         part = losses[at : at + width]
         yield part[-1][0], statistics.mean(loss for _, loss in part)
