@@ -47,28 +47,6 @@ impl Progress {
         }
     }
 
-    /// Names the layers whose gradients are furthest from float.
-    fn diagnosed(&self, step: u64, diagnosis: &serde_json::Value) {
-        let number = |layer: &serde_json::Value, key: &str| layer[key].as_f64();
-        let layers = diagnosis["layers"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let mut convs: Vec<_> =
-            layers.iter().filter_map(|layer| Some((number(layer, "gradient_cosine")?, layer))).collect();
-        convs.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let mean = convs.iter().map(|(cosine, _)| cosine).sum::<f64>() / convs.len().max(1) as f64;
-        self.line(&format!("step {step}: weight gradients against float: mean cosine {mean:.3}; furthest away:"));
-        for (cosine, layer) in convs.iter().take(5) {
-            let percent = |key| 100.0 * number(layer, key).unwrap_or_default();
-            self.line(&format!(
-                "  {}: gradient {cosine:.3}, error {:.3}, output {:.3}; {:.2} % saturated, {:.1} % of errors 0",
-                layer["name"].as_str().unwrap_or_default(),
-                number(layer, "error_cosine").unwrap_or_default(),
-                number(layer, "output_cosine").unwrap_or_default(),
-                percent("saturated"),
-                percent("error_zeros"),
-            ));
-        }
-    }
-
     /// Shows an event of training.
     pub fn training(&mut self, event: &Event) {
         match event {
@@ -87,7 +65,7 @@ impl Progress {
                 ));
             }
             Event::Initialized(report) => self.line(&report.to_string()),
-            Event::Diagnosed { step, diagnosis } => self.diagnosed(*step, diagnosis),
+            Event::Diagnosed { step, summary } => self.line(&format!("step {step}: {summary}")),
             Event::Step { step, loss, lr, images_per_second, .. } => {
                 self.at(*step, &|| format!("loss {loss:.4}, lr {lr:.6}, {images_per_second:.1} images/s"));
             }

@@ -145,14 +145,16 @@ impl Layers {
             }
         }
         for (name, tensor) in self.tensors {
-            let given = match (name.ends_with(".weight"), &tensor.shape[..]) {
-                (true, &[c_out, c_in, h, w]) => weight(&tensor.data, [c_out, c_in, h, w]),
+            let convolution = match (name.ends_with(".weight"), &tensor.shape[..]) {
+                (true, &[c_out, c_in, h, w]) => Some([c_out, c_in, h, w]),
                 // A linear layer is a convolution over all that it sees: 7×7 pixels of 512 channels for fc6.
-                (true, &[c_out, len]) if name == "fc6.weight" && len % 49 == 0 => {
-                    weight(&tensor.data, [c_out, len / 49, 7, 7])
-                }
-                (true, &[c_out, c_in]) => weight(&tensor.data, [c_out, c_in, 1, 1]),
-                _ => affine(&tensor),
+                (true, &[c_out, len]) if name == "fc6.weight" && len % 49 == 0 => Some([c_out, len / 49, 7, 7]),
+                (true, &[c_out, c_in]) => Some([c_out, c_in, 1, 1]),
+                _ => None,
+            };
+            let given = match convolution {
+                Some(shape) => weight(&FloatTensor { shape: shape.to_vec(), ..tensor }),
+                None => affine(&tensor),
             };
             start.parameters.insert(name, given);
         }
@@ -173,15 +175,13 @@ fn affine(tensor: &FloatTensor) -> Given {
 }
 
 /// `[C_out, C_in, KH, KW]` to `[KH, KW, C_in, C_out]`, at the smallest exponent that holds the largest magnitude in 127 steps.
-fn weight(data: &[f32], [c_out, c_in, h, w]: [usize; 4]) -> Given {
-    let largest = data.iter().fold(0f64, |a, v| a.max(f64::from(v.abs())));
+fn weight(tensor: &FloatTensor) -> Given {
+    let largest = tensor.data.iter().fold(0f64, |a, v| a.max(f64::from(v.abs())));
     let exponent = if largest > 0.0 { (largest / 127.0).log2().ceil() as i32 } else { -14 };
-    let mut master = vec![0; data.len()];
-    for (index, &value) in data.iter().enumerate() {
-        let (k, c, tap) = (index / (c_in * h * w), index / (h * w) % c_in, index % (h * w));
-        master[(tap * c_in + c) * c_out + k] = fixed(value.into(), 16 - exponent, 127 << 16) as i32;
-    }
-    Given { shape: vec![h, w, c_in, c_out], exponent, master }
+    let order = [2, 3, 1, 0];
+    let values = tensor.permuted(order).into_iter();
+    let master = values.map(|value| fixed(value.into(), 16 - exponent, 127 << 16) as i32).collect();
+    Given { shape: order.map(|axis| tensor.shape[axis]).to_vec(), exponent, master }
 }
 
 #[cfg(test)]
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn weights_are_laid_out_anew_and_keep_their_values() {
         let source = tensor(&[2, 3, 1, 2], |i| i as f32 / 8.0 - 0.7);
-        let given = weight(&source.data, [2, 3, 1, 2]);
+        let given = weight(&source);
         assert_eq!(given.shape, [1, 2, 3, 2]);
         for (k, c, x) in [(0, 0, 0), (1, 2, 1), (0, 1, 1), (1, 0, 0)] {
             let want = source.data[(k * 3 + c) * 2 + x];

@@ -7,6 +7,7 @@ use intseg::graph::OpSpec;
 use intseg::network::{Network, Probe, Recipe, StepOutcome};
 use intseg::tensor::{Mantissas, Tensor};
 use serde::Serialize;
+use std::fmt;
 
 /// How one layer fared in one step.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -35,12 +36,33 @@ pub struct Diagnosis {
 }
 
 impl Diagnosis {
-    /// The convolutions whose gradients are furthest from float, the furthest first.
-    pub fn worst(&self, count: usize) -> Vec<&LayerDiagnosis> {
-        let mut layers: Vec<&LayerDiagnosis> = self.layers.iter().filter(|l| l.gradient_cosine.is_some()).collect();
-        layers.sort_by(|a, b| a.gradient_cosine.partial_cmp(&b.gradient_cosine).unwrap_or(std::cmp::Ordering::Equal));
-        layers.truncate(count);
+    /// The convolutions and the cosines of their gradients, the furthest from float first.
+    pub fn worst(&self) -> Vec<(f64, &LayerDiagnosis)> {
+        let mut layers: Vec<(f64, &LayerDiagnosis)> =
+            self.layers.iter().filter_map(|layer| Some((layer.gradient_cosine?, layer))).collect();
+        layers.sort_by(|a, b| a.0.total_cmp(&b.0));
         layers
+    }
+}
+
+impl fmt::Display for Diagnosis {
+    /// The mean cosine of the weight gradients, and the layers that are furthest from float.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let layers = self.worst();
+        let mean = layers.iter().map(|(cosine, _)| cosine).sum::<f64>() / layers.len().max(1) as f64;
+        write!(f, "weight gradients against float: mean cosine {mean:.3}; furthest away:")?;
+        for (cosine, layer) in layers.iter().take(5) {
+            write!(
+                f,
+                "\n  {}: gradient {cosine:.3}, error {:.3}, output {:.3}; {:.2} % saturated, {:.1} % of errors 0",
+                layer.name,
+                layer.error_cosine.unwrap_or_default(),
+                layer.output_cosine,
+                100.0 * layer.saturated,
+                100.0 * layer.error_zeros.unwrap_or_default(),
+            )?;
+        }
+        Ok(())
     }
 }
 
@@ -177,7 +199,7 @@ mod tests {
     fn few_bits_show_in_the_layers() {
         let gradient = |bits| {
             let (_, diagnosis, _) = diagnosed("fcn-tiny", bits);
-            diagnosis.worst(1)[0].gradient_cosine.unwrap()
+            diagnosis.worst()[0].0
         };
         let rounding = Rounding { e2: Mode::Nearest, ..Rounding::default() };
         let (full, few) = (gradient(Bits::default()), gradient(Bits { e2: 3, rounding, ..Bits::default() }));

@@ -34,11 +34,10 @@ pub fn forward(input: &Map, gamma: &[f32], beta: &[f32]) -> (Map, Saved) {
     (Map { shape: input.shape, data }, Saved { x_hat, sigma })
 }
 
-/// The gradients with respect to γ, β and the input.
-pub fn backward(saved: &Saved, gamma: &[f32], error: &Map) -> (Vec<f32>, Vec<f32>, Map) {
+/// The gradient with respect to the input.
+pub fn backward(saved: &Saved, gamma: &[f32], error: &Map) -> Map {
     let channels = gamma.len();
     let Saved { x_hat, sigma } = saved;
-    let count = (x_hat.len() / channels) as f32;
     let sign = |x: f32| if x < 0.0 { -1.0 } else { 1.0 };
     let mean_error = means(&error.data, channels, |_, e| e);
     let products: Vec<f32> = error.data.iter().zip(x_hat).map(|(e, x)| e * x).collect();
@@ -48,7 +47,5 @@ pub fn backward(saved: &Saved, gamma: &[f32], error: &Map) -> (Vec<f32>, Vec<f32
         let k = i % channels;
         gamma[k] / sigma[k] * (e - mean_error[k] - C * (sign(x) - mean_sign[k]) * mean_product[k])
     });
-    let data = data.collect();
-    let total = |means: Vec<f32>| means.into_iter().map(|mean| mean * count).collect();
-    (total(mean_product), total(mean_error), Map { shape: error.shape, data })
+    Map { shape: error.shape, data: data.collect() }
 }

@@ -4,7 +4,6 @@ use crate::{Map, conv, loss, maps, norm};
 use intseg::data::Batch;
 use intseg::graph::{ConvOutput, OpSpec};
 use intseg::network::{IMAGE_EXPONENT, Layer, Network, Recipe};
-use intseg::parameter::Parameter;
 use intseg_kernels::{Dither, Role};
 
 /// What one step computes in float.
@@ -22,12 +21,6 @@ enum Saved {
     Nothing,
     Norm(norm::Saved),
     Winners(Vec<usize>),
-}
-
-/// A parameter's master values.
-pub fn real(parameter: &Parameter) -> Vec<f32> {
-    let unit = 2f32.powi(parameter.exponent - parameter.kind.fraction_bits() as i32);
-    parameter.master.iter().map(|&master| master as f32 * unit).collect()
 }
 
 impl Reference {
@@ -82,16 +75,16 @@ fn forward(
     let plain = |map| (map, Saved::Nothing);
     match (&node.op, layer) {
         (OpSpec::Conv(spec), Layer::Conv(layer)) => {
-            let bias = layer.bias.as_ref().map(real);
+            let bias = layer.bias.as_ref().map(|bias| bias.real());
             let geometry = spec.geometry(input(0).shape);
-            let mut out = conv::forward(&geometry, input(0), &real(&layer.weight), bias.as_deref());
+            let mut out = conv::forward(&geometry, input(0), &layer.weight.real(), bias.as_deref());
             if spec.output == ConvOutput::Relu {
                 maps::relu(&mut out);
             }
             plain(out)
         }
         (OpSpec::BatchNorm { relu }, Layer::BatchNorm(layer)) => {
-            let (mut out, saved) = norm::forward(input(0), &real(&layer.gamma), &real(&layer.beta));
+            let (mut out, saved) = norm::forward(input(0), &layer.gamma.real(), &layer.beta.real());
             if *relu {
                 maps::relu(&mut out);
             }
@@ -148,11 +141,11 @@ fn backward(
             let error = masked(spec.output == ConvOutput::Relu);
             let data = !matches!(network.graph.nodes[node.inputs[0].0].op, OpSpec::Image);
             let geometry = spec.geometry(input(0).shape);
-            let (gradient, part) = conv::backward(&geometry, input(0), &real(&layer.weight), &error, data);
+            let (gradient, part) = conv::backward(&geometry, input(0), &layer.weight.real(), &error, data);
             return (gradient, vec![part]);
         }
         (OpSpec::BatchNorm { relu }, Layer::BatchNorm(layer), Saved::Norm(saved)) => {
-            let (_, _, part) = norm::backward(saved, &real(&layer.gamma), &masked(*relu));
+            let part = norm::backward(saved, &layer.gamma.real(), &masked(*relu));
             vec![Some(part)]
         }
         (OpSpec::MaxPool(_), _, Saved::Winners(winners)) => {
@@ -219,7 +212,7 @@ pub(crate) mod tests {
             (
                 "normalisation",
                 Box::new(|x| norm::forward(x, &gamma, &beta).0),
-                Box::new(|e| norm::backward(&norm::forward(&input, &gamma, &beta).1, &gamma, e).2),
+                Box::new(|e| norm::backward(&norm::forward(&input, &gamma, &beta).1, &gamma, e)),
             ),
             (
                 "max pooling",

@@ -28,7 +28,7 @@ pub struct Progress {
     pub config: String,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Header {
     version: u32,
     progress: Progress,
@@ -61,8 +61,11 @@ pub enum CheckpointError {
     },
 }
 
-/// The tensors of a network by name, little-endian.
-fn tensors(network: &mut Network) -> Vec<(String, Dtype, Vec<usize>, Vec<u8>)> {
+/// A tensor's name, type, shape, and values, little-endian.
+pub(crate) type NamedTensor = (String, Dtype, Vec<usize>, Vec<u8>);
+
+/// The tensors of a network.
+fn tensors(network: &mut Network) -> Vec<NamedTensor> {
     let mut all = Vec::new();
     for parameter in network.parameters() {
         for (kind, values) in [("master", &parameter.master), ("momentum", &parameter.momentum)] {
@@ -100,32 +103,66 @@ pub fn save(path: &Path, network: &mut Network, progress: &Progress) -> Result<(
         hash: hash_of(tensors.iter().map(|(name, .., bytes)| (name.as_str(), bytes.as_slice()))),
     };
     let text = serde_json::to_string(&header).map_err(|e| unusable(e.to_string()))?;
+    write(path, &tensors, Some(HashMap::from([(KEY.to_owned(), text)])))
+}
+
+/// Writes a safetensors file.
+pub(crate) fn write(
+    path: &Path,
+    tensors: &[NamedTensor],
+    metadata: Option<HashMap<String, String>>,
+) -> Result<(), CheckpointError> {
+    let unusable = |message: String| CheckpointError::Unusable { path: path.to_owned(), message };
     let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
         TensorView::new(*dtype, shape.clone(), bytes).map(|view| (name.as_str(), view))
     });
     let views = views.collect::<Result<Vec<_>, _>>().map_err(|e| unusable(e.to_string()))?;
-    let metadata = HashMap::from([(KEY.to_owned(), text)]);
-    let bytes = serialize(views, Some(metadata)).map_err(|e| unusable(e.to_string()))?;
+    let bytes = serialize(views, metadata).map_err(|e| unusable(e.to_string()))?;
     Ok(write_atomically(path, &bytes)?)
 }
 
-/// Reads a checkpoint into a network of the same graph.
-///
-/// # Errors
-/// When the file cannot be read, is damaged or newer, or does not fit the network.
-pub fn load(path: &Path, network: &mut Network) -> Result<Progress, CheckpointError> {
-    let bytes = std::fs::read(path).map_err(|source| CheckpointError::Read { path: path.to_owned(), source })?;
-    parse(&bytes, network).map_err(|message| CheckpointError::Unusable { path: path.to_owned(), message })
+/// A checkpoint's file, read once.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    header: Header,
 }
 
-/// What a checkpoint says besides its tensors, whatever its network.
-///
-/// # Errors
-/// When the file cannot be read, is no checkpoint, or is newer.
-pub fn progress(path: &Path) -> Result<Progress, CheckpointError> {
-    let bytes = std::fs::read(path).map_err(|source| CheckpointError::Read { path: path.to_owned(), source })?;
-    let header = header(&bytes).map_err(|message| CheckpointError::Unusable { path: path.to_owned(), message })?;
-    Ok(header.progress)
+impl Checkpoint {
+    /// Reads a checkpoint's file, whatever its network.
+    ///
+    /// # Errors
+    /// When the file cannot be read, is no checkpoint, or is newer.
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let path = path.to_owned();
+        match std::fs::read(&path) {
+            Err(source) => Err(CheckpointError::Read { path, source }),
+            Ok(bytes) => match header(&bytes) {
+                Err(message) => Err(CheckpointError::Unusable { path, message }),
+                Ok(header) => Ok(Checkpoint { path, bytes, header }),
+            },
+        }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What it says besides its tensors.
+    pub fn progress(&self) -> &Progress {
+        &self.header.progress
+    }
+
+    /// Takes its state over into a network of the same graph.
+    ///
+    /// # Errors
+    /// When it is damaged, or does not fit the network.
+    pub fn load(self, network: &mut Network) -> Result<Progress, CheckpointError> {
+        let Checkpoint { path, bytes, header } = self;
+        parse(&bytes, header, network).map_err(|message| CheckpointError::Unusable { path, message })
+    }
 }
 
 fn header(bytes: &[u8]) -> Result<Header, String> {
@@ -139,8 +176,7 @@ fn header(bytes: &[u8]) -> Result<Header, String> {
     serde_json::from_str(text).map_err(|e| e.to_string())
 }
 
-fn parse(bytes: &[u8], network: &mut Network) -> Result<Progress, String> {
-    let header = header(bytes)?;
+fn parse(bytes: &[u8], header: Header, network: &mut Network) -> Result<Progress, String> {
     let file = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
     let wanted = tensors(network);
     let mut found = Vec::with_capacity(wanted.len());

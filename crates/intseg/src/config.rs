@@ -4,7 +4,8 @@
 //! turned into an integer once, by the `*_q*` methods, before training begins.
 
 use crate::data::Layout;
-use crate::networks::Settings;
+use crate::graph::Graph;
+use crate::networks::{self, Settings, UnknownNetwork};
 use crate::ops::Bits;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -313,6 +314,14 @@ impl Config {
             drop_256: fixed(self.network.dropout, 256) as u32,
             align_corners: self.network.align_corners,
         }
+    }
+
+    /// The network.
+    ///
+    /// # Errors
+    /// When there is none of its name.
+    pub fn graph(&self) -> Result<Graph, UnknownNetwork> {
+        networks::build(&self.network.arch, &self.settings())
     }
 
     /// The learning rate in units of 2^-32.

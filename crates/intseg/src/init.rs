@@ -3,14 +3,13 @@
 //! Tensors are taken by name. What does not fit stays at its initial value, so a backbone trained on one set of classes
 //! starts a network for another; the report says which tensor went where.
 
-use crate::checkpoint::{self, CheckpointError};
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::Config;
 use crate::graph::Graph;
 use crate::network::Network;
-use crate::networks;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// A tensor that a parameter can start from: `value = master · 2^(exponent − fraction bits)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,17 +71,17 @@ pub enum InitError {
 }
 
 impl Start {
-    /// Reads the checkpoint of a run, whatever its network.
+    /// The weights of another run, whatever its network.
     ///
     /// # Errors
-    /// When the file is no checkpoint, is damaged, or was written by a newer version.
-    pub fn from_checkpoint(path: &Path) -> Result<Self, InitError> {
+    /// When the checkpoint is damaged, or its network cannot be built.
+    pub fn from_checkpoint(checkpoint: Checkpoint) -> Result<Self, InitError> {
+        let path = checkpoint.path();
         let unusable = |e: &dyn fmt::Display| InitError::Network { path: path.to_owned(), message: e.to_string() };
-        let config = checkpoint::progress(path)?.config;
-        let config = Config::parse(&config, path, &[]).map_err(|e| unusable(&e))?;
-        let graph = networks::build(&config.network.arch, &config.settings()).map_err(|e| unusable(&e))?;
+        let config = Config::parse(&checkpoint.progress().config, path, &[]).map_err(|e| unusable(&e))?;
+        let graph = config.graph().map_err(|e| unusable(&e))?;
         let mut network = Network::new(graph, config.train.seed).map_err(|e| unusable(&e))?;
-        checkpoint::load(path, &mut network)?;
+        checkpoint.load(&mut network)?;
         let mut start = Start::default();
         for parameter in network.parameters() {
             let given = Given {
@@ -177,6 +176,7 @@ impl fmt::Display for Report {
 mod tests {
     use super::*;
     use crate::checkpoint::{Progress, save};
+    use std::path::Path;
 
     fn config(set: &[&str]) -> Config {
         let set: Vec<String> = set.iter().map(|s| s.to_string()).collect();
@@ -184,8 +184,12 @@ mod tests {
     }
 
     fn network(config: &Config) -> Network {
-        let graph = networks::build(&config.network.arch, &config.settings()).unwrap();
+        let graph = config.graph().unwrap();
         Network::new(graph, config.train.seed).unwrap()
+    }
+
+    fn read(path: &Path) -> Result<Start, InitError> {
+        Start::from_checkpoint(Checkpoint::open(path)?)
     }
 
     /// Writes a checkpoint of that configuration's initial weights.
@@ -204,7 +208,7 @@ mod tests {
         let mut source = written(&config(&["network.arch=fcn8s-vgg16-bn", "network.width=0.125"]), &path);
         let other = ["network.arch=fcn8s-vgg16-bn", "network.width=0.125", "network.classes=5", "train.seed=9"];
         let mut target = network(&config(&other));
-        let report = Start::from_checkpoint(&path).unwrap().apply(&mut target).unwrap();
+        let report = read(&path).unwrap().apply(&mut target).unwrap();
         assert!(report.ignored.is_empty());
         let names: Vec<&str> = report.initial.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names.len(), 6, "weights and biases of three classifiers: {names:?}");
@@ -227,7 +231,7 @@ mod tests {
         let path = folder.path().join("checkpoint.safetensors");
         written(&config(&["network.arch=fcn-tiny"]), &path);
         let mut target = network(&config(&["network.arch=deeplabv3-resnet50", "network.width=0.125"]));
-        let error = Start::from_checkpoint(&path).unwrap().apply(&mut target).unwrap_err().to_string();
+        let error = read(&path).unwrap().apply(&mut target).unwrap_err().to_string();
         assert!(error.contains("no tensor of the file fits") && error.contains("logits.bias [21]"), "{error}");
     }
 
@@ -236,7 +240,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("weights.safetensors");
         std::fs::write(&path, b"nothing").unwrap();
-        let error = Start::from_checkpoint(&path).unwrap_err().to_string();
+        let error = read(&path).unwrap_err().to_string();
         assert!(error.contains("weights.safetensors") && error.contains("no checkpoint"), "{error}");
     }
 }

@@ -18,7 +18,6 @@
 //!     data: folder.path().join("scenes"),
 //!     out: folder.path().join("run"),
 //!     resume: false,
-//!     init: None,
 //!     threads: 0,
 //!     isa: Isa::detect(),
 //!     stop: Default::default(),

@@ -115,6 +115,13 @@ impl Parameter {
         Self::new(name, &[len], Kind::Affine, -12, vec![value_q12 << Kind::Affine.fraction_bits(); len])
     }
 
+    /// The masters' values, for a float framework or a person.
+    #[allow(clippy::float_arithmetic, reason = "the edge where a weight is handed to floats")]
+    pub fn real(&self) -> Vec<f32> {
+        let unit = 2f64.powi(self.exponent - self.kind.fraction_bits() as i32);
+        self.master.iter().map(|&master| (f64::from(master) * unit) as f32).collect()
+    }
+
     /// The weights that convolutions use, from `first` on: masters to nearest, on a grid of `bits` bits over ±127 steps.
     pub fn in_use_i8(&self, ctx: Context, bits: u32, first: usize, out: &mut [i8]) {
         sgd::in_use(ctx, out, &self.master[first..first + out.len()], 16, 8 - bits);

@@ -1,18 +1,16 @@
 //! What a run trains on, for another program: the network, its initial weights, the schedule and every batch, so that a
 //! float twin can be trained from the same start on the same pixels (`bench/parity`).
 
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::{self, NamedTensor};
 use crate::config::Config;
-use crate::data::image::write_atomically;
 use crate::data::loader::{Loader, Source};
 use crate::data::{DataError, Dataset};
 use crate::graph::Graph;
 use crate::network::Network;
-use crate::networks;
 use crate::run::{RunError, class_weights};
 use crate::schedule::Schedule;
 use crate::tensor::Shape;
-use safetensors::tensor::{Dtype, TensorView, serialize};
+use safetensors::tensor::Dtype;
 use serde::Serialize;
 use std::io::Write;
 use std::path::Path;
@@ -52,7 +50,7 @@ pub fn batches(
     out: &mut dyn Write,
     name: &Path,
 ) -> Result<(), RunError> {
-    let graph = networks::build(&config.network.arch, &config.settings())?;
+    let graph = config.graph()?;
     let [h, w] = config.augment.crop;
     let shape = Shape::new(config.train.batch, h, w, 3);
     graph.shapes(shape)?;
@@ -89,36 +87,25 @@ pub fn batches(
 /// # Errors
 /// When the network cannot be built or the file not be written.
 pub fn initial_weights(config: &Config, path: &Path) -> Result<(), RunError> {
-    let graph = networks::build(&config.network.arch, &config.settings())?;
+    let graph = config.graph()?;
     let mut network = Network::new(graph, config.train.seed)?;
-    let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = network
+    let tensors: Vec<NamedTensor> = network
         .parameters()
         .map(|parameter| {
-            let exponent = parameter.exponent - parameter.kind.fraction_bits() as i32;
-            let value = |index: usize| real(parameter.master[index], exponent).to_le_bytes();
-            let (shape, bytes) = match parameter.shape[..] {
+            let values = parameter.real();
+            let (shape, places): (_, Vec<usize>) = match parameter.shape[..] {
                 [h, w, c_in, c_out] => {
-                    let places = (0..parameter.master.len()).map(|i| {
+                    let place = |i: usize| {
                         let (k, c, tap) = (i / (c_in * h * w), i / (h * w) % c_in, i % (h * w));
                         (tap * c_in + c) * c_out + k
-                    });
-                    (vec![c_out, c_in, h, w], places.flat_map(value).collect())
+                    };
+                    (vec![c_out, c_in, h, w], (0..values.len()).map(place).collect())
                 }
-                _ => (parameter.shape.clone(), (0..parameter.master.len()).flat_map(value).collect()),
+                _ => (parameter.shape.clone(), (0..values.len()).collect()),
             };
-            (parameter.name.clone(), shape, bytes)
+            let bytes = places.into_iter().flat_map(|place| values[place].to_le_bytes()).collect();
+            (parameter.name.clone(), Dtype::F32, shape, bytes)
         })
         .collect();
-    let unusable = |e: &dyn std::fmt::Display| CheckpointError::Unusable { path: path.into(), message: e.to_string() };
-    let views = tensors.iter().map(|(name, shape, bytes)| {
-        TensorView::new(Dtype::F32, shape.clone(), bytes).map(|view| (name.as_str(), view)).map_err(|e| unusable(&e))
-    });
-    let bytes = serialize(views.collect::<Result<Vec<_>, _>>()?, None).map_err(|e| unusable(&e))?;
-    Ok(write_atomically(path, &bytes)?)
-}
-
-/// `mantissa · 2^exponent` for a float framework.
-#[allow(clippy::float_arithmetic, reason = "the edge where a weight is handed to a float framework")]
-fn real(mantissa: i32, exponent: i32) -> f32 {
-    (f64::from(mantissa) * 2f64.powi(exponent)) as f32
+    Ok(checkpoint::write(path, &tensors, None)?)
 }

@@ -1,6 +1,6 @@
 //! A training run: from a configuration and a folder to `best.iseg` and `last.iseg`.
 
-use crate::checkpoint::{self, CheckpointError, Progress};
+use crate::checkpoint::{self, Checkpoint, CheckpointError, Progress};
 use crate::config::{ClassWeights, Config, ConfigError, fixed};
 use crate::data::image::{read_label, write_atomically};
 use crate::data::loader::{Loader, Source};
@@ -11,7 +11,7 @@ use crate::graph::GraphError;
 use crate::init::{InitError, Report as InitReport, Start};
 use crate::metrics::{Absent, Report};
 use crate::network::{Network, Recipe, StepOutcome};
-use crate::networks::{self, UnknownNetwork};
+use crate::networks::UnknownNetwork;
 use crate::schedule::Schedule;
 use crate::tensor::Shape;
 use crate::threads::{Threads, ThreadsError};
@@ -39,8 +39,6 @@ pub struct RunOptions {
     pub out: PathBuf,
     /// Whether to continue from the folder's checkpoint.
     pub resume: bool,
-    /// Trained weights to start from, unless the run is resumed.
-    pub init: Option<Start>,
     /// Threads; 0 for all cores.
     pub threads: usize,
     /// Instruction set.
@@ -84,8 +82,8 @@ pub enum Event {
     Diagnosed {
         /// Steps done.
         step: u64,
-        /// What the diagnosis says.
-        diagnosis: serde_json::Value,
+        /// What the diagnosis says, for a person.
+        summary: String,
     },
     /// The deployed model was scored on the validation split.
     Evaluated {
@@ -167,34 +165,53 @@ pub fn train(
     options: &RunOptions,
     observe: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Summary, RunError> {
-    train_diagnosed(config, options, None, observe)
+    train_with(config, options, Extras::default(), observe)
+}
+
+/// What a run may be given besides its configuration.
+#[derive(Default)]
+pub struct Extras<'a> {
+    /// Trained weights to start from, unless the run is resumed.
+    pub init: Option<Start>,
+    /// A look at some of its steps.
+    pub diagnostics: Option<Diagnostics<'a>>,
 }
 
 /// Every so many steps, a step that is compared with something else as it is done.
 pub struct Diagnostics<'a> {
     /// Steps from one diagnosed step to the next; the first step is diagnosed.
     pub every: u64,
-    /// Does the step, exactly as [`Network::train_step`], and says how it went, for the log.
+    /// Does the step, exactly as [`Network::train_step`], and says how it went.
     pub step: &'a mut DiagnosedStep<'a>,
 }
 
 /// See [`Diagnostics::step`].
-pub type DiagnosedStep<'a> = dyn FnMut(&mut Network, &Batch, &Recipe) -> (StepOutcome, serde_json::Value) + Send + 'a;
+pub type DiagnosedStep<'a> = dyn FnMut(&mut Network, &Batch, &Recipe) -> Diagnosed + Send + 'a;
 
-/// As [`train`], with diagnosed steps.
+/// A diagnosed step.
+pub struct Diagnosed {
+    /// What it did.
+    pub outcome: StepOutcome,
+    /// How it went, for a person.
+    pub summary: String,
+    /// How it went, for the log.
+    pub details: serde_json::Value,
+}
+
+/// As [`train`], with extras.
 ///
 /// # Errors
 /// As [`train`].
-pub fn train_diagnosed(
+pub fn train_with(
     config: &Config,
     options: &RunOptions,
-    diagnostics: Option<Diagnostics>,
+    extras: Extras,
     observe: &mut (dyn FnMut(&Event) + Send),
 ) -> Result<Summary, RunError> {
     config.validate()?;
     let threads = Threads::new(options.threads)?;
-    let mut run = Run::prepare(config, options, &threads)?;
-    threads.install(move || run.train(diagnostics, observe))
+    let mut run = Run::prepare(config, options, extras.init, &threads)?;
+    threads.install(move || run.train(extras.diagnostics, observe))
 }
 
 struct Run<'a> {
@@ -214,15 +231,19 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn prepare(config: &'a Config, options: &'a RunOptions, threads: &'a Threads) -> Result<Self, RunError> {
-        let graph = networks::build(&config.network.arch, &config.settings())?;
+    fn prepare(
+        config: &'a Config,
+        options: &'a RunOptions,
+        init: Option<Start>,
+        threads: &'a Threads,
+    ) -> Result<Self, RunError> {
+        let graph = config.graph()?;
         let [h, w] = config.augment.crop;
         graph.shapes(Shape::new(config.train.batch, h, w, 3))?;
         let dataset = Dataset::open(&options.data, config.data.layout)?;
         let (train, val) = (dataset.split(&config.data.train)?, dataset.split(&config.data.val)?);
         let mut network = Network::new(graph, config.train.seed)?;
-        let start = options.init.clone().filter(|_| !options.resume);
-        let initialized = start.map(|start| start.apply(&mut network)).transpose()?;
+        let initialized = init.filter(|_| !options.resume).map(|start| start.apply(&mut network)).transpose()?;
         let text = config.to_toml();
         let progress = open_folder(options, &text, &mut network)?;
         let class_weights = class_weights(config, &dataset, &train)?;
@@ -283,19 +304,19 @@ impl<'a> Run<'a> {
                 momentum_q15: config.momentum_q15(),
             };
             let due = |d: &&mut Diagnostics| self.progress.step.is_multiple_of(d.every.max(1));
-            let (outcome, diagnosis) = match diagnostics.as_mut().filter(due) {
-                None => (self.network.train_step(&batch, &recipe), None),
+            let outcome = match diagnostics.as_mut().filter(due) {
+                None => self.network.train_step(&batch, &recipe),
                 Some(diagnostics) => {
-                    let (outcome, diagnosis) = (diagnostics.step)(&mut self.network, &batch, &recipe);
-                    (outcome, Some(diagnosis))
+                    let Diagnosed { outcome, summary, details } =
+                        (diagnostics.step)(&mut self.network, &batch, &recipe);
+                    let step = self.progress.step + 1;
+                    self.log(&json!({ "event": "diagnosis", "step": step, "diagnosis": details }))?;
+                    observe(&Event::Diagnosed { step, summary });
+                    outcome
                 }
             };
             self.progress.step += 1;
             let step = self.progress.step;
-            if let Some(diagnosis) = diagnosis {
-                self.log(&json!({ "event": "diagnosis", "step": step, "diagnosis": diagnosis }))?;
-                observe(&Event::Diagnosed { step, diagnosis });
-            }
             window.add(&outcome);
             let images_per_second = speed((step - first_step) * config.train.batch as u64, self.started);
             let lr = real(self.schedule.rate_q32(step - 1) as i64, 32);
@@ -407,7 +428,7 @@ fn open_folder(options: &RunOptions, config: &str, network: &mut Network) -> Res
         if !checkpoint.is_file() {
             return Err(RunError::NothingToResume(checkpoint));
         }
-        let progress = checkpoint::load(&checkpoint, network)?;
+        let progress = Checkpoint::open(&checkpoint)?.load(network)?;
         if progress.config != config {
             return Err(RunError::OtherConfig(out.clone()));
         }

@@ -20,7 +20,6 @@ fn model(data: &Path, config: &Config, threads: usize, isa: Isa) -> Vec<u8> {
         data: data.to_owned(),
         out: out.path().to_owned(),
         resume: false,
-        init: None,
         threads,
         isa,
         stop: Default::default(),

@@ -84,7 +84,7 @@ impl Demo {
         eprintln!("drawing {} scenes into {}", scenes[0] + scenes[1], data.display());
         scenes::write(&data, scenes, SIZE, self.seed)?;
         let stop = crate::interrupt::flag()?;
-        let options = RunOptions { data, out, resume: false, init: None, threads: self.machine.threads, isa, stop };
+        let options = RunOptions { data, out, resume: false, threads: self.machine.threads, isa, stop };
         let mut history = History::default();
         let summary = fit(&config, &options, &mut history)?;
         let mut predictor = Predictor::load(&summary.best, isa)?;

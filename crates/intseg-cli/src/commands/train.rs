@@ -6,11 +6,12 @@ use crate::output;
 use crate::progress::{Progress, time};
 use anyhow::Context;
 use clap::Args;
+use intseg::checkpoint::Checkpoint;
 use intseg::config::Config;
 use intseg::data::{Batch, Dataset};
 use intseg::init::Start;
 use intseg::network::{Network, Recipe};
-use intseg::run::{CHECKPOINT, Diagnostics, LOG, RunOptions, Summary, train_diagnosed};
+use intseg::run::{CHECKPOINT, Diagnosed, Diagnostics, Extras, LOG, RunOptions, Summary, train_with};
 use intseg_import::read::{Format, read_weights};
 use intseg_import::start::start;
 use serde::Serialize;
@@ -80,11 +81,13 @@ const RUN_FILES: [&str; 5] = ["best.iseg", "last.iseg", CHECKPOINT, LOG, "config
 
 /// What a run can start from, whatever wrote the file.
 fn weights(path: &Path) -> anyhow::Result<Start> {
-    let own = || intseg::checkpoint::progress(path).is_ok();
-    match Format::of(path) {
-        Some(format) if format != Format::Safetensors || !own() => Ok(start(read_weights(path)?)),
-        _ => Ok(Start::from_checkpoint(path)?),
-    }
+    let checkpoint = match Format::of(path) {
+        None => Checkpoint::open(path)?,
+        // Other programs write safetensors files too.
+        Some(Format::Safetensors) if let Ok(checkpoint) = Checkpoint::open(path) => checkpoint,
+        Some(_) => return Ok(start(read_weights(path)?)),
+    };
+    Ok(Start::from_checkpoint(checkpoint)?)
 }
 
 impl Train {
@@ -104,7 +107,6 @@ impl Train {
             data: self.data.clone(),
             out: self.out.clone(),
             resume: self.resume,
-            init,
             threads: self.machine.threads,
             isa,
             stop: crate::interrupt::flag()?,
@@ -112,10 +114,12 @@ impl Train {
         let mut progress = Progress::new(config.train.steps);
         let mut step = |network: &mut Network, batch: &Batch, recipe: &Recipe| {
             let (outcome, diagnosis) = intseg_reference::diagnose(network, batch, recipe);
-            (outcome, serde_json::to_value(diagnosis).unwrap_or_default())
+            let details = serde_json::to_value(&diagnosis).unwrap_or_default();
+            Diagnosed { outcome, summary: diagnosis.to_string(), details }
         };
         let diagnostics = self.diagnose.map(|every| Diagnostics { every, step: &mut step });
-        let trained = train_diagnosed(&config, &options, diagnostics, &mut |event| progress.training(event));
+        let extras = Extras { init, diagnostics };
+        let trained = train_with(&config, &options, extras, &mut |event| progress.training(event));
         progress.finish();
         let summary = trained.with_context(|| format!("training into {} failed", self.out.display()))?;
         self.tell(&summary)?;

@@ -75,25 +75,6 @@ fn places(call: Call, window: Window, axis: usize, input: usize, ceil: bool) -> 
     Ok(if ceil && last * stride >= input + padding { last } else { last + 1 })
 }
 
-/// Weights as `[KH, KW, C_in, C_out]`, of which `order` says where they are among the file's four dimensions.
-fn permuted(weights: &FloatTensor, order: [usize; 4]) -> Vec<f32> {
-    let mut strides = [1; 4];
-    for axis in (0..3).rev() {
-        strides[axis] = strides[axis + 1] * weights.shape[axis + 1];
-    }
-    let (sizes, strides) = (order.map(|axis| weights.shape[axis]), order.map(|axis| strides[axis]));
-    let mut data = Vec::with_capacity(weights.data.len());
-    for y in 0..sizes[0] {
-        for x in 0..sizes[1] {
-            for input in 0..sizes[2] {
-                let start = y * strides[0] + x * strides[1] + input * strides[2];
-                data.extend((0..sizes[3]).map(|output| weights.data[start + output * strides[3]]));
-            }
-        }
-    }
-    data
-}
-
 /// A convolution's weights, all of whose four dimensions have a size, and its geometry.
 fn weights<'m>(call: Call<'m>, builder: &mut Builder<'m>) -> Result<(FloatTensor, Window), Problem> {
     let weights = builder.floats(call, 1)?;
@@ -130,7 +111,7 @@ pub fn conv<'m>(call: Call<'m>, builder: &mut Builder<'m>) -> Result<Value<'m>, 
     let channels = [weights.shape[1], weights.shape[0]];
     check_channels(call, builder, input, channels[0])?;
     let bias = bias(call, builder, channels[1])?;
-    let op = FloatOp::Conv { window, weights: permuted(&weights, [2, 3, 1, 0]), channels, bias };
+    let op = FloatOp::Conv { window, weights: weights.permuted([2, 3, 1, 0]), channels, bias };
     emit_window(call, builder, op, input, channels[1], window, false)
 }
 
@@ -147,7 +128,7 @@ pub fn conv_transpose<'m>(call: Call<'m>, builder: &mut Builder<'m>) -> Result<V
     let channels = [weights.shape[0], weights.shape[1]];
     check_channels(call, builder, input, channels[0])?;
     let bias = bias(call, builder, channels[1])?;
-    let weights = permuted(&weights, [2, 3, 0, 1]);
+    let weights = weights.permuted([2, 3, 0, 1]);
     let op = FloatOp::ConvTranspose { window, output_padding, weights, channels, bias };
     builder.emit(call, op, vec![input], channels[1], |builder, probe| {
         let side = |axis: usize| {
