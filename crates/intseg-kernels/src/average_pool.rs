@@ -8,7 +8,10 @@ use crate::round::divide_half_even;
 ///
 /// # Panics
 /// When a slice has another length than the shapes say.
-pub fn channel_sums(ctx: Context, sums: &mut [i64], input: &[u8], pixels: usize, channels: usize) {
+pub fn channel_sums<T>(ctx: Context, sums: &mut [i64], input: &[T], pixels: usize, channels: usize)
+where
+    T: Copy + Sync + Into<i64>,
+{
     assert_eq!(input.len(), sums.len() * pixels, "input");
     for_each_piece(ctx.pool, sums, channels, |image, sums, _| {
         let input = &input[image * pixels * channels..][..pixels * channels];
@@ -17,7 +20,7 @@ pub fn channel_sums(ctx: Context, sums: &mut [i64], input: &[u8], pixels: usize,
             || {
                 sums.fill(0);
                 for pixel in input.chunks_exact(channels) {
-                    sums.iter_mut().zip(pixel).for_each(|(sum, &v)| *sum += i64::from(v));
+                    sums.iter_mut().zip(pixel).for_each(|(sum, &v)| *sum += v.into());
                 }
             },
         );
@@ -61,11 +64,14 @@ impl AveragePool {
         (h * w).max(1) as i64
     }
 
-    /// Writes the means, to nearest.
+    /// Writes the means, to nearest. `T` must hold the mean of its values, which lies between them.
     ///
     /// # Panics
     /// When a slice has another length than the shapes say.
-    pub fn forward(&self, ctx: Context, out: &mut [u8], input: &[u8]) {
+    pub fn forward<T>(&self, ctx: Context, out: &mut [T], input: &[T])
+    where
+        T: Copy + Send + Sync + Into<i64> + TryFrom<i64>,
+    {
         let ([in_h, in_w], [out_h, out_w], c) = (self.input, self.output, self.channels);
         assert_eq!(input.len(), self.batch * in_h * in_w * c, "input");
         assert_eq!(out.len(), self.batch * out_h * out_w * c, "output");
@@ -75,8 +81,9 @@ impl AveragePool {
                 for (k, out) in out.iter_mut().enumerate() {
                     let rows = self.window(0, y).map(|sy| (n * in_h + sy) * in_w);
                     let pixels = rows.flat_map(|row| self.window(1, x).map(move |sx| row + sx));
-                    let sum: i64 = pixels.map(|pixel| i64::from(input[pixel * c + k])).sum();
-                    *out = divide_half_even(sum, self.divisor(y, x)) as u8;
+                    let sum: i64 = pixels.map(|pixel| input[pixel * c + k].into()).sum();
+                    let value = T::try_from(divide_half_even(sum, self.divisor(y, x)));
+                    *out = value.unwrap_or_else(|_| unreachable!("a mean lies between its values"));
                 }
             }
         });

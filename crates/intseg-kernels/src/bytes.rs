@@ -21,6 +21,12 @@ pub(crate) fn as_u8_mut(bytes: &mut [i8]) -> &mut [u8] {
     unsafe { core::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len()) }
 }
 
+/// Bytes as signed bytes.
+pub fn as_i8_mut(bytes: &mut [u8]) -> &mut [i8] {
+    // SAFETY: as above, and the borrow is handed on.
+    unsafe { core::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len()) }
+}
+
 /// Types without padding, for which every pattern of bits is a value.
 ///
 /// # Safety

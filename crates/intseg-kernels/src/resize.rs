@@ -72,6 +72,21 @@ pub fn axis(taps: &mut [Tap], size: usize, align_corners: bool) -> u32 {
     denominator as u32
 }
 
+/// Fills the taps of an axis from `size` inputs to `taps.len()` outputs, each of which reads the one input
+/// `⌊o · size / outputs⌋`; returns the denominator, 1.
+///
+/// # Panics
+/// When `size` is 0.
+pub fn nearest_axis(taps: &mut [Tap], size: usize) -> u32 {
+    assert!(size > 0, "an axis needs an input");
+    let outputs = taps.len() as u64;
+    for (o, tap) in (0u64..).zip(taps.iter_mut()) {
+        let at = (o * size as u64 / outputs) as u32;
+        *tap = Tap { first: at, second: at, weight: 0 };
+    }
+    1
+}
+
 /// A resize of `[in_h, in_w, channels]` images to `[rows.len(), columns.len(), channels]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Resize<'a> {

@@ -1,11 +1,11 @@
 //! Running a model in memory that the caller owns.
 
-use crate::model::{Conv, Element, Model, Node, Op, Requantization};
+use crate::model::{Conv, Element, Interpolation, Model, Node, Op, Requantization};
 use crate::plan::{Alignment, Plan, Shape, Sizes, Slot, convolution};
 use core::ops::Range;
 use intseg_kernels::pool::for_each_piece_with;
 use intseg_kernels::requantize::Contribution;
-use intseg_kernels::resize::{Resize, Tap, axis};
+use intseg_kernels::resize::{Resize, Tap, axis, nearest_axis};
 use intseg_kernels::round::divide_half_even;
 use intseg_kernels::{
     Context, Input, Line, Output, OutputData, Requantizer, Weights, average_pool, bytes, deploy, max_pool,
@@ -56,10 +56,10 @@ impl<'m> Memory<'m> {
 /// When the memory is smaller than the plan says.
 pub fn load(model: &Model, plan: &Plan, ctx: Context, memory: &mut Memory) {
     let (mut packed, mut constants) = (0, 0);
-    for node in model.nodes() {
+    for (index, node) in model.nodes().enumerate() {
         match node.op {
             Op::Conv(conv) => {
-                let convolution = convolution_of(&node, &conv, plan.slots);
+                let convolution = convolution(&conv, &plan.slots[node.input(0)], plan.slots[index].shape);
                 let len = convolution.packed_len(ctx.isa);
                 convolution.pack(ctx, &mut memory.packed[packed..packed + len], conv.weights);
                 packed += len;
@@ -76,11 +76,6 @@ fn unpack(requantization: &Requantization, memory: &mut Memory, at: &mut usize) 
     *at = range.end;
     memory.multipliers[range.clone()].iter_mut().zip(requantization.multipliers()).for_each(|(out, v)| *out = v);
     memory.biases[range].iter_mut().zip(requantization.biases()).for_each(|(out, v)| *out = v);
-}
-
-fn convolution_of(node: &Node, conv: &Conv, slots: &[Slot]) -> intseg_kernels::Convolution {
-    let input = node.input(0);
-    convolution(conv, slots[input].shape, if input == 0 { Element::I8 } else { Element::U8 })
 }
 
 /// Where the constants of the next nodes lie.
@@ -109,7 +104,7 @@ pub fn execute(
     assert_eq!(class_map.len(), h * w, "class map");
     let mut constants = Constants::default();
     for (index, node) in model.nodes().enumerate() {
-        let run = Run { model, plan, ctx, node: &node, slot: &plan.slots[index] };
+        let run = Run { plan, ctx, node: &node, slot: &plan.slots[index] };
         match node.op {
             Op::Image => {
                 for (out, &value) in memory.bytes[run.slot.range()].iter_mut().zip(image) {
@@ -121,8 +116,9 @@ pub fn execute(
             Op::Affine(requantization) => run.affine(&requantization, memory, &mut constants),
             Op::Add => run.add(memory),
             Op::MaxPool { .. } => run.max_pool(memory),
-            Op::GlobalAveragePool => run.average_pool(memory),
-            Op::ResizeLike => run.resize(memory),
+            Op::GlobalAveragePool => run.mean(memory),
+            Op::AveragePool { .. } => run.average_pool(memory),
+            Op::Resize { interpolation, .. } => run.resize(interpolation, memory),
             Op::Concat => run.concat(memory),
         }
         tap(index, run.slot, memory);
@@ -132,7 +128,6 @@ pub fn execute(
 
 /// One node's run.
 struct Run<'a> {
-    model: &'a Model<'a>,
     plan: &'a Plan<'a>,
     ctx: Context<'a>,
     node: &'a Node<'a>,
@@ -176,15 +171,16 @@ impl Run<'_> {
     }
 
     fn conv(&self, conv: &Conv, memory: &mut Memory, at: &mut Constants) {
-        let convolution = convolution_of(self.node, conv, self.plan.slots);
+        let convolution = convolution(conv, self.input(0), self.slot.shape);
         let Memory { bytes: activations, words, scratch, packed, multipliers, biases, .. } = memory;
         let len = convolution.packed_len(self.ctx.isa);
         let weights = Weights { raw: conv.weights, packed: &packed[at.packed..at.packed + len] };
         at.packed += len;
         let requantizer = self.requantizer(&conv.requantization, multipliers, biases, at);
-        let (input, data) = match self.slot.wide {
+        let (input, data) = match self.slot.wide() {
             false => {
                 let ([input], out) = parts(activations, [self.input(0).range()], self.slot.range());
+                // The clamp holds the results to the type: as bytes they are the same bits, whatever the sign.
                 (input, OutputData::U8(out))
             }
             true => (&activations[self.input(0).range()], OutputData::I16(&mut words[self.slot.range()])),
@@ -197,40 +193,52 @@ impl Run<'_> {
     fn affine(&self, requantization: &Requantization, memory: &mut Memory, at: &mut Constants) {
         let Memory { bytes: activations, words, multipliers, biases, .. } = memory;
         let requantizer = self.requantizer(requantization, multipliers, biases, at);
-        match self.slot.wide {
-            false => {
-                let (input, out) = (&words[self.input(0).range()], &mut activations[self.slot.range()]);
-                deploy::affine(self.ctx, out, input, requantizer, |v| v as u8);
+        let (ctx, input) = (self.ctx, self.input(0));
+        match (input.element, self.slot.wide()) {
+            (Element::I16, false) => {
+                let (input, out) = (&words[input.range()], &mut activations[self.slot.range()]);
+                deploy::affine(ctx, out, input, requantizer, |v| v as u8);
             }
-            true => {
-                let ([input], out) = parts(words, [self.input(0).range()], self.slot.range());
-                deploy::affine(self.ctx, out, input, requantizer, |v| v as i16);
+            (Element::I16, true) => {
+                let ([input], out) = parts(words, [input.range()], self.slot.range());
+                deploy::affine(ctx, out, input, requantizer, |v| v as i16);
+            }
+            (Element::U8, false) => {
+                let ([input], out) = parts(activations, [input.range()], self.slot.range());
+                deploy::affine(ctx, out, input, requantizer, |v| v as u8);
+            }
+            (Element::I8, false) => {
+                let ([input], out) = parts(activations, [input.range()], self.slot.range());
+                deploy::affine(ctx, out, bytes::as_i8(input), requantizer, |v| v as u8);
+            }
+            (Element::U8, true) => {
+                let (input, out) = (&activations[input.range()], &mut words[self.slot.range()]);
+                deploy::affine(ctx, out, input, requantizer, |v| v as i16);
+            }
+            (Element::I8, true) => {
+                let (input, out) = (bytes::as_i8(&activations[input.range()]), &mut words[self.slot.range()]);
+                deploy::affine(ctx, out, input, requantizer, |v| v as i16);
             }
         }
     }
 
     fn add(&self, memory: &mut Memory) {
         let Memory { bytes: activations, words, .. } = memory;
-        let [a, b] = [self.input(0), self.input(1)];
-        let alignment = Alignment::new([a.exponent, b.exponent], self.node.exponent);
+        let inputs = [self.input(0), self.input(1)];
+        let alignment = Alignment::new(inputs.map(|slot| slot.exponent), self.node.exponent);
         let Alignment { inputs: shifts, sum: shift } = alignment.expect("the plan has checked it");
-        let range = self.node.clamp;
-        if self.slot.wide {
-            let reads = [a, b].map(|slot| if slot.wide { slot.range() } else { 0..0 });
-            let (wide, out) = parts(words, reads, self.slot.range());
-            let part = |k: usize, slot: &Slot| match slot.wide {
-                true => Contribution::I16(wide[k], shifts[k]),
-                false => Contribution::U8(&activations[slot.range()], shifts[k]),
-            };
-            deploy::add(self.ctx, out, &[part(0, a), part(1, b)], shift, range, |v| v as i16);
+        // What lies in the other memory is not read through these.
+        let ranges = |wide: bool| inputs.map(|slot| if slot.wide() == wide { slot.range() } else { 0..0 });
+        if self.slot.wide() {
+            let (wide, out) = parts(words, ranges(true), self.slot.range());
+            let narrow = ranges(false).map(|range| &activations[range]);
+            let parts = [0, 1].map(|k| contribution(inputs[k].element, wide[k], narrow[k], shifts[k]));
+            deploy::add(self.ctx, out, &parts, shift, self.node.clamp, |v| v as i16);
         } else {
-            let reads = [a, b].map(|slot| if slot.wide { 0..0 } else { slot.range() });
-            let (narrow, out) = parts(activations, reads, self.slot.range());
-            let part = |k: usize, slot: &Slot| match slot.wide {
-                true => Contribution::I16(&words[slot.range()], shifts[k]),
-                false => Contribution::U8(narrow[k], shifts[k]),
-            };
-            deploy::add(self.ctx, out, &[part(0, a), part(1, b)], shift, range, |v| v as u8);
+            let (narrow, out) = parts(activations, ranges(false), self.slot.range());
+            let wide = ranges(true).map(|range| &words[range]);
+            let parts = [0, 1].map(|k| contribution(inputs[k].element, wide[k], narrow[k], shifts[k]));
+            deploy::add(self.ctx, out, &parts, shift, self.node.clamp, |v| v as u8);
         }
     }
 
@@ -246,22 +254,44 @@ impl Run<'_> {
             stride,
             padding,
         };
-        if output.wide {
-            let ([input], out) = parts(memory.words, [input.range()], output.range());
-            pool.forward(self.ctx, out, &mut [], input);
-        } else {
-            let ([input], out) = parts(memory.bytes, [input.range()], output.range());
-            pool.forward(self.ctx, out, &mut [], input);
+        match self.unary(memory) {
+            Unary::U8(input, out) => pool.forward(self.ctx, out, &mut [], input),
+            Unary::I8(input, out) => pool.forward(self.ctx, out, &mut [], input),
+            Unary::I16(input, out) => pool.forward(self.ctx, out, &mut [], input),
         }
     }
 
     fn average_pool(&self, memory: &mut Memory) {
+        let Op::AveragePool { kernel, stride, padding, count_padding, .. } = self.node.op else { return };
+        let (input, output) = (self.input(0), self.slot);
+        let pool = average_pool::AveragePool {
+            batch: 1,
+            input: [input.shape.h, input.shape.w],
+            output: [output.shape.h, output.shape.w],
+            channels: input.shape.c,
+            kernel,
+            stride,
+            padding,
+            count_padding,
+        };
+        match self.unary(memory) {
+            Unary::U8(input, out) => pool.forward(self.ctx, out, input),
+            Unary::I8(input, out) => pool.forward(self.ctx, out, input),
+            Unary::I16(input, out) => pool.forward(self.ctx, out, input),
+        }
+    }
+
+    /// The mean over all positions.
+    fn mean(&self, memory: &mut Memory) {
         let input = self.input(0);
         let (pixels, c) = (input.shape.h * input.shape.w, input.shape.c);
         let Memory { bytes: activations, sums, .. } = memory;
         let sums = &mut sums[..c];
         let ([values], out) = parts(activations, [input.range()], self.slot.range());
-        average_pool::channel_sums(self.ctx, sums, values, pixels, c);
+        match input.element {
+            Element::I8 => average_pool::channel_sums(self.ctx, sums, bytes::as_i8(values), pixels, c),
+            _ => average_pool::channel_sums(self.ctx, sums, values, pixels, c),
+        }
         let shift = self.node.exponent - input.exponent;
         let (up, down) = ((-shift).max(0), shift.max(0));
         let [low, high] = self.node.clamp.map(i64::from);
@@ -270,17 +300,35 @@ impl Run<'_> {
         }
     }
 
-    fn resize(&self, memory: &mut Memory) {
-        let (input, output) = (self.input(0), self.slot);
-        let Memory { bytes: activations, words, taps, .. } = memory;
-        let size = [output.shape.h, output.shape.w];
-        let resize = taps_of(taps, input.shape, size, self.model.align_corners);
-        if output.wide {
-            let ([input], out) = parts(words, [input.range()], output.range());
-            resize.forward(self.ctx, out, input);
-        } else {
-            let ([input], out) = parts(activations, [input.range()], output.range());
-            resize.forward(self.ctx, out, input);
+    fn resize(&self, interpolation: Interpolation, memory: &mut Memory) {
+        let (input, output) = (self.input(0).shape, self.slot.shape);
+        // The taps lie apart from the tensors.
+        let taps = core::mem::take(&mut memory.taps);
+        let resize = taps_of(taps, input, [output.h, output.w], interpolation);
+        match self.unary(memory) {
+            Unary::U8(input, out) => resize.forward(self.ctx, out, input),
+            Unary::I8(input, out) => resize.forward(self.ctx, out, input),
+            Unary::I16(input, out) => resize.forward(self.ctx, out, input),
+        }
+        memory.taps = taps;
+    }
+
+    /// The first input and the output of a node whose input and output have one type.
+    fn unary<'v>(&self, memory: &'v mut Memory) -> Unary<'v> {
+        let (input, output) = (self.input(0).range(), self.slot.range());
+        match self.slot.element {
+            Element::U8 => {
+                let ([input], out) = parts(memory.bytes, [input], output);
+                Unary::U8(input, out)
+            }
+            Element::I8 => {
+                let ([input], out) = parts(memory.bytes, [input], output);
+                Unary::I8(bytes::as_i8(input), bytes::as_i8_mut(out))
+            }
+            Element::I16 => {
+                let ([input], out) = parts(memory.words, [input], output);
+                Unary::I16(input, out)
+            }
         }
     }
 
@@ -299,10 +347,31 @@ impl Run<'_> {
     }
 }
 
+/// What a node reads and what it writes, of one type.
+enum Unary<'v> {
+    U8(&'v [u8], &'v mut [u8]),
+    I8(&'v [i8], &'v mut [i8]),
+    I16(&'v [i16], &'v mut [i16]),
+}
+
+/// A part of a sum: of `words` or of `bytes`, as its type says.
+fn contribution<'v>(element: Element, words: &'v [i16], bytes: &'v [u8], shift: i32) -> Contribution<'v> {
+    match element {
+        Element::U8 => Contribution::U8(bytes, shift),
+        Element::I8 => Contribution::I8(bytes::as_i8(bytes), shift),
+        Element::I16 => Contribution::I16(words, shift),
+    }
+}
+
 /// A resize whose taps are written to the front of `taps`.
-fn taps_of(taps: &mut [Tap], input: Shape, [h, w]: [usize; 2], align_corners: bool) -> Resize<'_> {
+fn taps_of(taps: &mut [Tap], input: Shape, [h, w]: [usize; 2], interpolation: Interpolation) -> Resize<'_> {
     let (rows, columns) = taps[..h + w].split_at_mut(h);
-    let denominators = [axis(rows, input.h, align_corners), axis(columns, input.w, align_corners)];
+    let along = |taps: &mut [Tap], size| match interpolation {
+        Interpolation::Linear => axis(taps, size, false),
+        Interpolation::LinearAligned => axis(taps, size, true),
+        Interpolation::Nearest => nearest_axis(taps, size),
+    };
+    let denominators = [along(rows, input.h), along(columns, input.w)];
     Resize { input: [input.h, input.w], channels: input.c, rows, columns, denominators }
 }
 
@@ -310,7 +379,8 @@ fn taps_of(taps: &mut [Tap], input: Shape, [h, w]: [usize; 2], align_corners: bo
 fn classify(model: &Model, plan: &Plan, ctx: Context, memory: &mut Memory, class_map: &mut [u8]) {
     let (image, logits) = (plan.slots[0].shape, &plan.slots[plan.slots.len() - 1]);
     let Memory { words, taps, scratch, .. } = memory;
-    let resize = taps_of(taps, logits.shape, [image.h, image.w], model.align_corners);
+    let upsampling = Interpolation::linear(model.align_corners);
+    let resize = taps_of(taps, logits.shape, [image.h, image.w], upsampling);
     let shift = resize.shift_to_i32(1 << 15);
     let (row_len, blend_len) = (image.w * logits.shape.c, logits.shape.w * logits.shape.c);
     let scratch_len = row_len + blend_len;

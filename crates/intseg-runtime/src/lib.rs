@@ -38,11 +38,11 @@ pub mod writer;
 #[cfg(feature = "std")]
 pub use engine::{Engine, EngineError};
 pub use execute::{Memory, execute, load};
-pub use model::{Conv, Element, Model, ModelError, Node, Op, Requantization};
+pub use model::{Conv, Element, Interpolation, Model, ModelError, Node, Op, Requantization};
 pub use plan::{Alignment, Plan, PlanError, Shape, Sizes, Slot};
 
 /// The version of the model file that this crate writes, and the newest that it reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// What a model file begins with.
 pub const MAGIC: [u8; 8] = *b"INTSEG\0\0";
 /// The rounding of every requantisation, kept in the file so that a reader can refuse what it does not implement.

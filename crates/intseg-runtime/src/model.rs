@@ -83,12 +83,13 @@ impl fmt::Display for ModelError {
 impl core::error::Error for ModelError {}
 
 /// The type of a node's output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Element {
     /// Activations after ReLU, 0..=255.
+    #[default]
     U8 = 0,
-    /// The image, −128..=127.
+    /// The image and activations of both signs, −128..=127.
     I8 = 1,
     /// Residual streams and logits, ±32767.
     I16 = 2,
@@ -124,7 +125,7 @@ impl<'a> Requantization<'a> {
     }
 }
 
-/// A convolution with its folded requantisation.
+/// A convolution, or a transposed one, with its folded requantisation.
 #[derive(Clone, Copy, Debug)]
 pub struct Conv<'a> {
     /// Kernel rows and columns.
@@ -139,7 +140,10 @@ pub struct Conv<'a> {
     pub c_in: usize,
     /// Output channels.
     pub c_out: usize,
-    /// `[KH, KW, C_in, C_out]`.
+    /// `None`: a convolution. Otherwise its adjoint, with so many rows and columns more at the end of the output, fewer
+    /// than the stride: of the output sizes that lead to one input size, the one that is meant.
+    pub transposed: Option<[usize; 2]>,
+    /// `[KH, KW, C_in, C_out]`; `[KH, KW, C_out, C_in]` of a transposed convolution.
     pub weights: &'a [i8],
     /// Exponent of the weights' step, for people to read.
     pub weight_exponent: i32,
@@ -154,6 +158,24 @@ impl Conv<'_> {
     }
 }
 
+/// How a resize finds its values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interpolation {
+    /// Bilinear, half-pixel centres.
+    Linear,
+    /// Bilinear, the corner pixels' centres aligned.
+    LinearAligned,
+    /// Output `o` is input `⌊o · in / out⌋`.
+    Nearest,
+}
+
+impl Interpolation {
+    /// Bilinear, with aligned corners or half-pixel centres.
+    pub fn linear(align_corners: bool) -> Self {
+        if align_corners { Interpolation::LinearAligned } else { Interpolation::Linear }
+    }
+}
+
 /// What a node computes.
 #[derive(Clone, Copy, Debug)]
 pub enum Op<'a> {
@@ -161,7 +183,7 @@ pub enum Op<'a> {
     Image,
     /// Convolution, requantisation, clamp.
     Conv(Conv<'a>),
-    /// Per-channel multiplier, bias and shift of a 16-bit stream.
+    /// Per-channel multiplier, bias and shift, from any type to any.
     Affine(Requantization<'a>),
     /// Sum of two tensors at the output's exponent.
     Add,
@@ -178,8 +200,26 @@ pub enum Op<'a> {
     },
     /// Mean over all positions.
     GlobalAveragePool,
-    /// Bilinear resize of the first input to the second's rows and columns.
-    ResizeLike,
+    /// Mean over a window.
+    AveragePool {
+        /// Window.
+        kernel: [usize; 2],
+        /// Stride.
+        stride: [usize; 2],
+        /// Padding.
+        padding: [usize; 2],
+        /// Whether a last window may reach over the border.
+        ceil: bool,
+        /// Whether padding counts in the divisor.
+        count_padding: bool,
+    },
+    /// Resize of the first input.
+    Resize {
+        /// How many times as many rows and columns; without it, to the second input's.
+        factor: Option<[usize; 2]>,
+        /// How.
+        interpolation: Interpolation,
+    },
     /// Concatenation along channels.
     Concat,
 }
@@ -417,8 +457,9 @@ impl<'a> Model<'a> {
         let node = Node { name, op, inputs, element, exponent, clamp };
         let wanted = match op {
             Op::Image => 0..=0,
-            Op::Conv(_) | Op::Affine(_) | Op::MaxPool { .. } | Op::GlobalAveragePool => 1..=1,
-            Op::Add | Op::ResizeLike => 2..=2,
+            Op::Conv(_) | Op::Affine(_) | Op::MaxPool { .. } | Op::GlobalAveragePool | Op::AveragePool { .. } => 1..=1,
+            Op::Resize { factor: Some(_), .. } => 1..=1,
+            Op::Add | Op::Resize { factor: None, .. } => 2..=2,
             Op::Concat => 1..=64,
         };
         if !wanted.contains(&input_count) {
@@ -437,41 +478,85 @@ impl<'a> Model<'a> {
         let size = "a size is out of range";
         Ok(match code {
             0 => Op::Image,
-            1 => {
-                let kernel = cursor.pair(1).ok_or(size)?;
-                let stride = cursor.pair(1).ok_or(size)?;
-                let dilation = cursor.pair(1).ok_or(size)?;
-                let padding = cursor.pair(0).ok_or(size)?;
-                let [c_in, c_out] = cursor.pair(1).ok_or(size)?;
-                let weight_exponent = cursor.i32().ok_or(size)?;
-                let factors = [kernel[1], c_in, c_out];
-                let count = factors.into_iter().try_fold(kernel[0], usize::checked_mul).ok_or(size)?;
-                let weights = as_i8(self.tensor(cursor, 1, count).ok_or("its weights lie outside the file")?);
-                let requantization = self.requantization(cursor, c_out)?;
-                let conv =
-                    Conv { kernel, stride, dilation, padding, c_in, c_out, weights, weight_exponent, requantization };
-                if conv.accumulator_bound() > i32::MAX as u64 {
-                    return Err("its accumulator could overflow 32 bits");
-                }
-                Op::Conv(conv)
-            }
+            1 => Op::Conv(self.conv(cursor, None)?),
             2 => {
                 let [channels, _] = cursor.pair(1).ok_or(size)?;
                 Op::Affine(self.requantization(cursor, channels)?)
             }
             3 => Op::Add,
             4 => {
-                let (kernel, stride) = (cursor.pair(1).ok_or(size)?, cursor.pair(1).ok_or(size)?);
-                let (padding, flags) = (cursor.pair(0).ok_or(size)?, cursor.u32().ok_or(size)?);
-                if (0..2).any(|axis| padding[axis] >= kernel[axis]) {
-                    return Err("its padding reaches beyond its window");
-                }
+                let ([kernel, stride, padding], flags) = pooling(cursor)?;
                 Op::MaxPool { kernel, stride, padding, ceil: flags & 1 == 1 }
             }
             5 => Op::GlobalAveragePool,
-            6 => Op::ResizeLike,
+            6 => Op::Resize { factor: None, interpolation: Interpolation::linear(self.align_corners) },
             7 => Op::Concat,
+            8 => {
+                let output_padding = cursor.pair(0).ok_or(size)?;
+                Op::Conv(self.conv(cursor, Some(output_padding))?)
+            }
+            9 => {
+                let ([kernel, stride, padding], flags) = pooling(cursor)?;
+                Op::AveragePool { kernel, stride, padding, ceil: flags & 1 == 1, count_padding: flags & 2 == 2 }
+            }
+            10 => {
+                let factor = cursor.pair(0).ok_or(size)?;
+                let interpolation = match cursor.u32().ok_or(size)? {
+                    0 => Interpolation::Linear,
+                    1 => Interpolation::LinearAligned,
+                    2 => Interpolation::Nearest,
+                    _ => return Err("its interpolation is unknown"),
+                };
+                if factor.contains(&0) && factor != [0, 0] {
+                    return Err(size);
+                }
+                Op::Resize { factor: (factor != [0, 0]).then_some(factor), interpolation }
+            }
             _ => return Err("its operator is unknown"),
         })
     }
+
+    fn conv(&self, cursor: &mut Cursor<'a>, transposed: Option<[usize; 2]>) -> Result<Conv<'a>, &'static str> {
+        let size = "a size is out of range";
+        let kernel = cursor.pair(1).ok_or(size)?;
+        let stride = cursor.pair(1).ok_or(size)?;
+        let dilation = cursor.pair(1).ok_or(size)?;
+        let padding = cursor.pair(0).ok_or(size)?;
+        let [c_in, c_out] = cursor.pair(1).ok_or(size)?;
+        let weight_exponent = cursor.i32().ok_or(size)?;
+        let factors = [kernel[1], c_in, c_out];
+        let count = factors.into_iter().try_fold(kernel[0], usize::checked_mul).ok_or(size)?;
+        let weights = as_i8(self.tensor(cursor, 1, count).ok_or("its weights lie outside the file")?);
+        let requantization = self.requantization(cursor, c_out)?;
+        if transposed.is_some_and(|padding| (0..2).any(|axis| padding[axis] >= stride[axis])) {
+            return Err("its output padding is not smaller than its stride");
+        }
+        let conv = Conv {
+            kernel,
+            stride,
+            dilation,
+            padding,
+            c_in,
+            c_out,
+            transposed,
+            weights,
+            weight_exponent,
+            requantization,
+        };
+        if conv.accumulator_bound() > i32::MAX as u64 {
+            return Err("its accumulator could overflow 32 bits");
+        }
+        Ok(conv)
+    }
+}
+
+/// Window, stride and padding of a pooling, and its flags.
+fn pooling(cursor: &mut Cursor) -> Result<([[usize; 2]; 3], u32), &'static str> {
+    let size = "a size is out of range";
+    let (kernel, stride) = (cursor.pair(1).ok_or(size)?, cursor.pair(1).ok_or(size)?);
+    let (padding, flags) = (cursor.pair(0).ok_or(size)?, cursor.u32().ok_or(size)?);
+    if (0..2).any(|axis| padding[axis] >= kernel[axis]) {
+        return Err("its padding reaches beyond its window");
+    }
+    Ok(([kernel, stride, padding], flags))
 }

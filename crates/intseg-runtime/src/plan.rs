@@ -44,8 +44,8 @@ impl Shape {
 pub struct Slot {
     /// Its shape.
     pub shape: Shape,
-    /// Whether it lies among the 16-bit values rather than the bytes.
-    pub wide: bool,
+    /// The type of its elements.
+    pub element: Element,
     /// Its first element there.
     pub offset: usize,
     /// The last node that reads it.
@@ -55,6 +55,11 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// Whether it lies among the 16-bit values rather than the bytes.
+    pub fn wide(&self) -> bool {
+        self.element == Element::I16
+    }
+
     /// Its elements.
     pub fn range(&self) -> core::ops::Range<usize> {
         self.offset..self.offset.saturating_add(self.shape.len())
@@ -155,20 +160,43 @@ pub struct Plan<'s> {
     pub sizes: Sizes,
 }
 
-/// The convolution of a node for an input shape.
-pub(crate) fn convolution(conv: &Conv, input: Shape, element: Element) -> Convolution {
+/// Rows and columns of a convolution's output; `None` where its window does not fit.
+fn conv_size(conv: &Conv, input: Shape) -> Option<[usize; 2]> {
+    let input = [input.h, input.w];
+    let mut size = [0; 2];
+    for (axis, size) in size.iter_mut().enumerate() {
+        let reach = conv.dilation[axis].checked_mul(conv.kernel[axis] - 1)?.checked_add(1)?;
+        let (stride, margin) = (conv.stride[axis], 2 * conv.padding[axis]);
+        *size = match conv.transposed {
+            None => (input[axis] + margin).checked_sub(reach)? / stride + 1,
+            Some(extra) => {
+                let full = (input[axis] - 1).checked_mul(stride)?.checked_add(reach)?.checked_add(extra[axis])?;
+                full.checked_sub(margin).filter(|&size| size > 0)?
+            }
+        };
+    }
+    Some(size)
+}
+
+/// The convolution of a node that reads `input` and writes `output`.
+pub(crate) fn convolution(conv: &Conv, input: &Slot, output: Shape) -> Convolution {
+    // A transposed convolution is the adjoint of the convolution from its output to its input.
+    let (direction, from, to) = match conv.transposed {
+        None => (Direction::Forward, input.shape, output),
+        Some(_) => (Direction::Transposed, output, input.shape),
+    };
     let geometry = Conv2d {
         batch: 1,
-        in_h: input.h,
-        in_w: input.w,
-        c_in: conv.c_in,
-        c_out: conv.c_out,
+        in_h: from.h,
+        in_w: from.w,
+        c_in: from.c,
+        c_out: to.c,
         kernel: conv.kernel,
         stride: conv.stride,
         dilation: conv.dilation,
         padding: conv.padding,
     };
-    Convolution { geometry, direction: Direction::Forward, signed: element == Element::I8 }
+    Convolution { geometry, direction, signed: input.element == Element::I8 }
 }
 
 impl<'s> Plan<'s> {
@@ -190,10 +218,10 @@ impl<'s> Plan<'s> {
             let layer = |problem| PlanError::Layer { name: node.name, problem };
             let shape = shape_of(&node, slots, [h, w]).and_then(check_shape).map_err(layer)?;
             check_elements(&node, slots).and_then(|()| check_exponents(&node, slots)).map_err(layer)?;
-            let (wide, exponent) = (node.element == Element::I16, node.exponent);
-            slots[index] = Slot { shape, wide, offset: 0, last_reader: index, exponent };
+            let (element, exponent) = (node.element, node.exponent);
+            slots[index] = Slot { shape, element, offset: 0, last_reader: index, exponent };
             // What a resize takes its size from need not live for it.
-            let read = if matches!(node.op, Op::ResizeLike) { 1 } else { node.inputs().len() };
+            let read = if matches!(node.op, Op::Resize { .. }) { 1 } else { node.inputs().len() };
             node.inputs().take(read).for_each(|input| slots[input].last_reader = index);
             if index + 1 == model.len() && shape.c > 256 {
                 return Err(layer("it puts out more than the 256 classes that a class map can name"));
@@ -202,8 +230,8 @@ impl<'s> Plan<'s> {
         // The class map is made from the logits after the last node.
         slots[model.len() - 1].last_reader = model.len();
         let mut sizes = place(slots);
-        for node in model.nodes() {
-            measure(&mut sizes, &node, slots, ctx);
+        for (index, node) in model.nodes().enumerate() {
+            measure(&mut sizes, &node, index, slots, ctx);
         }
         let logits = slots[model.len() - 1].shape;
         sizes.scratch = sizes.scratch.max(ctx.pool.threads() * (w + logits.w) * logits.c);
@@ -248,7 +276,7 @@ fn check_exponents(node: &Node, slots: &[Slot]) -> Result<(), &'static str> {
     let fits = match node.op {
         Op::Image | Op::Conv(_) | Op::Affine(_) => true,
         Op::Add => Alignment::new([input(0), input(1)], node.exponent).is_some(),
-        Op::MaxPool { .. } | Op::ResizeLike => input(0) == node.exponent,
+        Op::MaxPool { .. } | Op::AveragePool { .. } | Op::Resize { .. } => input(0) == node.exponent,
         Op::GlobalAveragePool => input(0).abs_diff(node.exponent) <= MAX_MEAN_SHIFT,
         Op::Concat => (0..node.inputs().len()).all(|k| input(k) == node.exponent),
     };
@@ -257,16 +285,14 @@ fn check_exponents(node: &Node, slots: &[Slot]) -> Result<(), &'static str> {
 
 /// Checks that a node's inputs have the types that it reads.
 fn check_elements(node: &Node, slots: &[Slot]) -> Result<(), &'static str> {
-    let wide = |k: usize| slots[node.input(k)].wide;
-    let image = |k: usize| node.input(k) == 0;
+    let input = |k: usize| slots[node.input(k)].element;
     let fits = match node.op {
         Op::Image => node.element == Element::I8,
-        Op::Conv(_) => !wide(0) && node.element != Element::I8,
-        Op::Affine(_) => wide(0) && node.element != Element::I8,
-        Op::Add => !image(0) && !image(1) && node.element != Element::I8,
-        Op::MaxPool { .. } | Op::ResizeLike => !image(0) && wide(0) == (node.element == Element::I16),
-        Op::GlobalAveragePool => !image(0) && !wide(0) && node.element == Element::U8,
-        Op::Concat => (0..node.inputs().len()).all(|k| !image(k) && !wide(k)) && node.element == Element::U8,
+        Op::Conv(_) => input(0) != Element::I16,
+        Op::Affine(_) | Op::Add => true,
+        Op::MaxPool { .. } | Op::AveragePool { .. } | Op::Resize { .. } => input(0) == node.element,
+        Op::GlobalAveragePool => input(0) == node.element && node.element != Element::I16,
+        Op::Concat => (0..node.inputs().len()).all(|k| input(k) == node.element) && node.element != Element::I16,
     };
     if fits { Ok(()) } else { Err("its inputs have the wrong type") }
 }
@@ -279,21 +305,24 @@ fn shape_of(node: &Node, slots: &[Slot], [h, w]: [usize; 2]) -> Result<Shape, &'
             if conv.c_in != input(0).c {
                 return Err("its weights have another number of channels than its input");
             }
-            let geometry = convolution(&conv, input(0), Element::U8).geometry;
-            let [h, w] = geometry.output_size().ok_or("the image is too small for its window")?;
+            let [h, w] = conv_size(&conv, input(0)).ok_or("the image is too small for its window")?;
             Ok(Shape { h, w, c: conv.c_out })
         }
         Op::Affine(r) if r.channels() == input(0).c => Ok(input(0)),
         Op::Affine(_) => Err("it has another number of channels than its input"),
         Op::Add if input(0) == input(1) => Ok(input(0)),
         Op::Add => Err("its inputs have different shapes"),
-        Op::MaxPool { kernel, stride, padding, ceil } => {
+        Op::MaxPool { kernel, stride, padding, ceil } | Op::AveragePool { kernel, stride, padding, ceil, .. } => {
             let [h, w] = intseg_kernels::max_pool::output_size([input(0).h, input(0).w], kernel, stride, padding, ceil)
                 .ok_or("the image is too small for its window")?;
             Ok(Shape { h, w, ..input(0) })
         }
         Op::GlobalAveragePool => Ok(Shape { h: 1, w: 1, ..input(0) }),
-        Op::ResizeLike => Ok(Shape { c: input(0).c, ..input(1) }),
+        Op::Resize { factor: Some([y, x]), .. } => {
+            let size = input(0).h.checked_mul(y).zip(input(0).w.checked_mul(x));
+            size.map(|(h, w)| Shape { h, w, c: input(0).c }).ok_or("its output is too large; use a smaller image")
+        }
+        Op::Resize { factor: None, .. } => Ok(Shape { c: input(0).c, ..input(1) }),
         Op::Concat => {
             let same = |k: usize| (input(k).h, input(k).w) == (input(0).h, input(0).w);
             if !(0..node.inputs().len()).all(same) {
@@ -310,7 +339,7 @@ fn place(slots: &mut [Slot]) -> Sizes {
     for index in 0..slots.len() {
         let (before, rest) = slots.split_at_mut(index);
         let slot = &mut rest[0];
-        let live = |other: &&Slot| other.wide == slot.wide && other.last_reader >= index;
+        let live = |other: &&Slot| other.wide() == slot.wide() && other.last_reader >= index;
         let free = |offset: usize| {
             let end = offset.saturating_add(slot.shape.len());
             before.iter().filter(live).all(|other| other.offset >= end || other.range().end <= offset)
@@ -319,10 +348,10 @@ fn place(slots: &mut [Slot]) -> Sizes {
         let offset = core::iter::once(0).chain(ends).filter(|&offset| free(offset)).min();
         slot.offset = offset.expect("behind the last live one there is room");
         let end = slot.range().end;
-        let total = if slot.wide { &mut sizes.words } else { &mut sizes.bytes };
+        let total = if slot.wide() { &mut sizes.words } else { &mut sizes.bytes };
         *total = end.max(*total);
         let live = slots[..=index].iter().filter(|slot| slot.last_reader >= index);
-        let bytes = live.map(|slot| slot.shape.len() * if slot.wide { 2 } else { 1 });
+        let bytes = live.map(|slot| slot.shape.len() * if slot.wide() { 2 } else { 1 });
         let bytes = bytes.fold(0, usize::saturating_add);
         sizes.lower_bound = sizes.lower_bound.max(bytes);
     }
@@ -330,12 +359,10 @@ fn place(slots: &mut [Slot]) -> Sizes {
 }
 
 /// Adds a node's scratch and constants.
-fn measure(sizes: &mut Sizes, node: &Node, slots: &[Slot], ctx: Context) {
+fn measure(sizes: &mut Sizes, node: &Node, index: usize, slots: &[Slot], ctx: Context) {
     match node.op {
         Op::Conv(conv) => {
-            let input = node.input(0);
-            let element = if input == 0 { Element::I8 } else { Element::U8 };
-            let convolution = convolution(&conv, slots[input].shape, element);
+            let convolution = convolution(&conv, &slots[node.input(0)], slots[index].shape);
             sizes.scratch = sizes.scratch.max(convolution.scratch_len(ctx));
             sizes.packed += convolution.packed_len(ctx.isa);
             sizes.multipliers += conv.c_out;
@@ -346,9 +373,9 @@ fn measure(sizes: &mut Sizes, node: &Node, slots: &[Slot], ctx: Context) {
             sizes.biases += r.channels();
         }
         Op::GlobalAveragePool => sizes.sums = sizes.sums.max(slots[node.input(0)].shape.c),
-        Op::ResizeLike => {
-            let like = slots[node.input(1)].shape;
-            sizes.taps = sizes.taps.max(like.h + like.w);
+        Op::Resize { .. } => {
+            let output = slots[index].shape;
+            sizes.taps = sizes.taps.max(output.h + output.w);
         }
         _ => {}
     }

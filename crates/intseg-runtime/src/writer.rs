@@ -1,6 +1,6 @@
 //! Building a model file.
 
-use crate::model::{CHECKSUM, Element, HEADER};
+use crate::model::{CHECKSUM, Element, HEADER, Interpolation};
 use crate::{MAGIC, VERSION};
 use std::string::String;
 use std::vec::Vec;
@@ -29,7 +29,9 @@ pub enum OpSpec {
         channels: [usize; 2],
         /// Exponent of the weights' step.
         weight_exponent: i32,
-        /// `[KH, KW, C_in, C_out]`.
+        /// `None`: a convolution. Otherwise its adjoint, with this output padding.
+        transposed: Option<[usize; 2]>,
+        /// `[KH, KW, C_in, C_out]`; `[KH, KW, C_out, C_in]` of a transposed convolution.
         weights: Vec<i8>,
         /// From sums to output.
         requantization: RequantizationSpec,
@@ -47,8 +49,22 @@ pub enum OpSpec {
     },
     /// Mean over all positions.
     GlobalAveragePool,
-    /// Bilinear resize to the second input's size.
-    ResizeLike,
+    /// Mean over a window.
+    AveragePool {
+        /// Window, stride and padding, each vertical then horizontal.
+        geometry: [[usize; 2]; 3],
+        /// Whether a last window may reach over the border.
+        ceil: bool,
+        /// Whether padding counts in the divisor.
+        count_padding: bool,
+    },
+    /// Resize of the first input.
+    Resize {
+        /// How many times as many rows and columns; without it, to the second input's.
+        factor: Option<[usize; 2]>,
+        /// How.
+        interpolation: Interpolation,
+    },
     /// Concatenation along channels.
     Concat,
 }
@@ -112,13 +128,15 @@ impl Writer {
     fn node(&mut self, node: &NodeSpec) {
         let code = match &node.op {
             OpSpec::Image => 0,
-            OpSpec::Conv { .. } => 1,
+            OpSpec::Conv { transposed: None, .. } => 1,
             OpSpec::Affine(_) => 2,
             OpSpec::Add => 3,
             OpSpec::MaxPool { .. } => 4,
             OpSpec::GlobalAveragePool => 5,
-            OpSpec::ResizeLike => 6,
             OpSpec::Concat => 7,
+            OpSpec::Conv { transposed: Some(_), .. } => 8,
+            OpSpec::AveragePool { .. } => 9,
+            OpSpec::Resize { .. } => 10,
         };
         let name = &node.name.as_bytes()[..node.name.floor_char_boundary(255)];
         self.graph.extend([code, node.element as u8, node.inputs.len() as u8, name.len() as u8]);
@@ -126,7 +144,8 @@ impl Writer {
         self.graph.extend(name);
         self.u32s(node.inputs.iter().copied());
         match &node.op {
-            OpSpec::Conv { geometry, channels, weight_exponent, weights, requantization } => {
+            OpSpec::Conv { geometry, channels, weight_exponent, transposed, weights, requantization } => {
+                self.u32s(transposed.iter().flatten().copied());
                 self.u32s(geometry.iter().flatten().chain(channels).copied());
                 self.graph.extend(weight_exponent.to_le_bytes());
                 self.tensor(weights.iter().map(|&w| w as u8));
@@ -139,7 +158,19 @@ impl Writer {
             OpSpec::MaxPool { geometry, ceil } => {
                 self.u32s(geometry.iter().flatten().copied().chain([usize::from(*ceil)]));
             }
-            OpSpec::Image | OpSpec::Add | OpSpec::GlobalAveragePool | OpSpec::ResizeLike | OpSpec::Concat => {}
+            OpSpec::AveragePool { geometry, ceil, count_padding } => {
+                let flags = usize::from(*ceil) | usize::from(*count_padding) << 1;
+                self.u32s(geometry.iter().flatten().copied().chain([flags]));
+            }
+            OpSpec::Resize { factor, interpolation } => {
+                let code = match interpolation {
+                    Interpolation::Linear => 0,
+                    Interpolation::LinearAligned => 1,
+                    Interpolation::Nearest => 2,
+                };
+                self.u32s(factor.unwrap_or([0; 2]).into_iter().chain([code]));
+            }
+            OpSpec::Image | OpSpec::Add | OpSpec::GlobalAveragePool | OpSpec::Concat => {}
         }
     }
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{image, pyramid, residual, tiny};
+use common::{decoder, image, pyramid, residual, tiny};
 use intseg_kernels::{Context, Dither, Role};
 use intseg_runtime::writer::{ModelSpec, OpSpec};
 use intseg_runtime::{Element, Engine, Model, ModelError, Op, Plan, Slot, VERSION};
@@ -20,7 +20,7 @@ fn seal(file: &mut [u8]) {
 
 #[test]
 fn what_was_written_is_read_back() {
-    for spec in [tiny(), residual(true), pyramid(false)] {
+    for spec in [tiny(), residual(true), pyramid(false), decoder()] {
         let file = spec.to_bytes();
         let model = Model::parse(&file).unwrap();
         assert_eq!((model.metadata(), model.align_corners), (spec.metadata.as_str(), spec.align_corners));
@@ -102,7 +102,7 @@ fn exercise(file: &[u8]) -> bool {
 #[test]
 fn files_with_changed_bytes_and_a_right_checksum_never_panic() {
     let (mut refused, mut ran) = (0, 0);
-    for (seed, spec) in [tiny(), residual(false), pyramid(true)].iter().enumerate() {
+    for (seed, spec) in [tiny(), residual(false), pyramid(true), decoder()].iter().enumerate() {
         let file = spec.to_bytes();
         let bits = Dither::new(seed as u64, 0, 0, Role::Shuffle);
         // The graph lies at the front: most changes go there.

@@ -2,7 +2,7 @@
 
 use intseg_kernels::{Context, Inline, Isa};
 use intseg_runtime::writer::{ModelSpec, NodeSpec, OpSpec, RequantizationSpec};
-use intseg_runtime::{Element, Engine};
+use intseg_runtime::{Element, Engine, Interpolation};
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::process::Command;
@@ -65,6 +65,7 @@ fn model() -> Vec<u8> {
         geometry: [[3, 3], [1, 1], [1, 1], [1, 1]],
         channels: [c_in, 4],
         weight_exponent: -7,
+        transposed: None,
         weights: vec![3; 9 * c_in * 4],
         requantization: requantization.clone(),
     };
@@ -75,7 +76,7 @@ fn model() -> Vec<u8> {
         node("conv", conv(3), &[0], Element::U8, u8s),
         node("pool", pool, &[1], Element::U8, u8s),
         node("mean", OpSpec::GlobalAveragePool, &[2], Element::U8, u8s),
-        node("up", OpSpec::ResizeLike, &[3, 2], Element::U8, u8s),
+        node("up", OpSpec::Resize { factor: None, interpolation: Interpolation::Linear }, &[3, 2], Element::U8, u8s),
         node("sum", OpSpec::Add, &[4, 2], Element::I16, i16s),
         node("affine", OpSpec::Affine(requantization.clone()), &[5], Element::U8, u8s),
         node("concat", OpSpec::Concat, &[6, 4], Element::U8, u8s),

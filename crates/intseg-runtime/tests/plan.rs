@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Threads, pyramid, residual, tiny};
+use common::{Threads, decoder, pyramid, residual, tiny};
 use intseg_kernels::{Context, Isa};
 use intseg_runtime::writer::ModelSpec;
 use intseg_runtime::{Engine, Memory, Model, Plan, PlanError, Slot, execute, load};
@@ -14,10 +14,10 @@ fn check(spec: &ModelSpec, size: [usize; 2]) {
     let ctx = Context { isa: Isa::detect(), pool: &Threads(2) };
     let plan = Plan::new(&model, size, ctx, &mut slots).unwrap();
     for (index, slot) in plan.slots.iter().enumerate() {
-        let total = if slot.wide { plan.sizes.words } else { plan.sizes.bytes };
+        let total = if slot.wide() { plan.sizes.words } else { plan.sizes.bytes };
         assert!(slot.range().end <= total);
         let living = plan.slots[..index].iter().filter(|other| other.last_reader >= index);
-        for other in living.filter(|other| other.wide == slot.wide) {
+        for other in living.filter(|other| other.wide() == slot.wide()) {
             let apart = other.range().end <= slot.offset || slot.range().end <= other.offset;
             assert!(apart, "{size:?}: node {index} lies over one that is still read");
         }
@@ -28,7 +28,7 @@ fn check(spec: &ModelSpec, size: [usize; 2]) {
 
 #[test]
 fn outputs_that_live_at_the_same_time_do_not_overlap() {
-    for spec in [tiny(), residual(false), pyramid(false)] {
+    for spec in [tiny(), residual(false), pyramid(false), decoder()] {
         for size in [[1, 1], [1, 37], [33, 65], [97, 64], [513, 513]] {
             check(&spec, size);
         }

@@ -9,8 +9,8 @@ use crate::ops::Bits;
 use crate::ops::batch_norm::ChannelAffine;
 use crate::ops::conv::Conv;
 use intseg_kernels::round::{bit_length, half_even_i64};
-use intseg_runtime::Element;
 use intseg_runtime::writer::{ModelSpec, NodeSpec, OpSpec as Deployed, RequantizationSpec};
+use intseg_runtime::{Element, Interpolation};
 use serde::{Deserialize, Serialize};
 
 /// Exponents of outputs that no step has been through: activations up to 8, streams up to 8.
@@ -60,7 +60,9 @@ pub fn fold(network: &Network, bits: Bits, metadata: &Metadata) -> ModelSpec {
                 Deployed::MaxPool { geometry: [pool.kernel, pool.stride, pool.padding], ceil: pool.ceil }
             }
             (OpSpec::GlobalAveragePool, _) => Deployed::GlobalAveragePool,
-            (OpSpec::ResizeLike, _) => Deployed::ResizeLike,
+            (OpSpec::ResizeLike, _) => {
+                Deployed::Resize { factor: None, interpolation: Interpolation::linear(graph.align_corners) }
+            }
             (OpSpec::Add { .. }, _) => Deployed::Add,
             (OpSpec::Concat, _) => Deployed::Concat,
             (OpSpec::Image, _) => Deployed::Image,
@@ -189,6 +191,7 @@ impl Folding<'_> {
             geometry: [spec.kernel, spec.stride, spec.dilation, spec.padding],
             channels: [conv.weight.shape[2], spec.channels],
             weight_exponent: conv.weight.exponent,
+            transposed: None,
             weights: conv.weights_in_use(self.bits.w),
             requantization: requantization(channels, exponent, self.out),
         }

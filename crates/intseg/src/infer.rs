@@ -95,9 +95,10 @@ fn infer(step: &Step, graph: &Graph, index: usize, folded: &NodeSpec, values: &[
             let means = sums.iter().map(|&sum| divide_half_even(sum << up, pixels << down)).collect();
             narrowed(Shape::new(1, 1, 1, shape.c), means, folded)
         }
-        Folded::ResizeLike => ResizeLike::new(graph.align_corners).forward(step, &inputs),
+        Folded::Resize { .. } => ResizeLike::new(graph.align_corners).forward(step, &inputs),
         Folded::Concat => Concat.forward(step, &inputs),
         Folded::Image => unreachable!("the image is the first node"),
+        Folded::AveragePool { .. } => unreachable!("no network has one"),
     }
 }
 

@@ -6,7 +6,7 @@ use crate::fold::Metadata;
 use crate::summary::LayerSummary;
 use crate::threads::Threads;
 use intseg_kernels::{Context, Isa};
-use intseg_runtime::{Engine, EngineError, Model, ModelError, Node, Op, Plan, Shape, Sizes, Slot};
+use intseg_runtime::{Engine, EngineError, Interpolation, Model, ModelError, Node, Op, Plan, Shape, Sizes, Slot};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -200,13 +200,16 @@ fn layers_of(model: &Model, size: [usize; 2], isa: Isa) -> Result<Vec<LayerSumma
     let mut slots = vec![Slot::default(); model.len()];
     let ctx = Context { isa, pool: &intseg_kernels::Inline };
     let plan = Plan::new(model, size, ctx, &mut slots).map_err(|e| e.to_string())?;
-    Ok(model.nodes().zip(plan.slots).map(|(node, slot)| summarize(&node, slot.shape)).collect())
+    Ok(model.nodes().enumerate().map(|(index, node)| summarize(&node, index, plan.slots)).collect())
 }
 
-fn summarize(node: &Node, Shape { h, w, c }: Shape) -> LayerSummary {
+fn summarize(node: &Node, index: usize, slots: &[Slot]) -> LayerSummary {
+    let Shape { h, w, c } = slots[index].shape;
     let (macs, weight_bytes, accumulator_bound) = match &node.op {
         Op::Conv(conv) => {
-            let macs = (h * w * conv.weights.len()) as u64;
+            // Each weight is used once for every pixel of the smaller side.
+            let smaller = if conv.transposed.is_some() { slots[node.input(0)].shape } else { slots[index].shape };
+            let macs = (smaller.h * smaller.w * conv.weights.len()) as u64;
             (macs, conv.weights.len(), Some(conv.accumulator_bound()))
         }
         _ => (0, 0, None),
@@ -226,7 +229,8 @@ fn describe(op: &Op) -> String {
     match op {
         Op::Image => "image".into(),
         Op::Conv(conv) => {
-            let mut text = format!("conv {}×{}", conv.kernel[0], conv.kernel[1]);
+            let kind = if conv.transposed.is_some() { "transposed conv" } else { "conv" };
+            let mut text = format!("{kind} {}×{}", conv.kernel[0], conv.kernel[1]);
             if conv.stride != [1; 2] {
                 text += &format!(" /{}", conv.stride[0]);
             }
@@ -239,7 +243,9 @@ fn describe(op: &Op) -> String {
         Op::Add => "add".into(),
         Op::MaxPool { kernel, stride, .. } => format!("max pool {} /{}", kernel[0], stride[0]),
         Op::GlobalAveragePool => "global average pool".into(),
-        Op::ResizeLike => "bilinear resize".into(),
+        Op::AveragePool { kernel, stride, .. } => format!("average pool {} /{}", kernel[0], stride[0]),
+        Op::Resize { interpolation: Interpolation::Nearest, .. } => "nearest resize".into(),
+        Op::Resize { .. } => "bilinear resize".into(),
         Op::Concat => "concat".into(),
     }
 }

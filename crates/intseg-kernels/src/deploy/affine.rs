@@ -1,4 +1,4 @@
-//! A multiplier, bias and shift per channel on 16 bits.
+//! A multiplier, bias and shift per channel on at most 16 bits.
 
 use crate::pool::for_each_piece;
 use crate::{Context, Requantizer};
@@ -7,19 +7,22 @@ use crate::{Context, Requantizer};
 const PIECE: usize = 1 << 14;
 
 /// `out = clamp(half_even((input · multiplier + bias) / 2^shift))` per channel: folded batch normalisation (and ReLU)
-/// of a residual stream. `narrow` casts what was clamped.
+/// of a residual stream. `input` has at most 16 bits; `narrow` casts what was clamped.
 ///
 /// Channels that all fit run in 32-bit lanes: `|multiplier|·2^15 + |bias| + 2^shift < 2^31`.
 ///
 /// # Panics
 /// When lengths differ, or are no multiple of the number of channels.
-pub fn affine<T: Send>(
+pub fn affine<I, T>(
     ctx: Context,
     out: &mut [T],
-    input: &[i16],
+    input: &[I],
     requantizer: Requantizer,
     narrow: impl Fn(i32) -> T + Sync + Copy,
-) {
+) where
+    I: Copy + Sync + Into<i32>,
+    T: Send,
+{
     let channels = requantizer.multiplier.len();
     assert!(requantizer.bias.len() == channels && requantizer.shift.len() == channels, "requantizer");
     assert!(out.len() == input.len() && input.len().is_multiple_of(channels), "input");
@@ -47,9 +50,9 @@ fn fits_32_bits(requantizer: &Requantizer) -> bool {
 }
 
 #[inline(always)]
-fn pixel<T>(
+fn pixel<I: Copy + Into<i32>, T>(
     out: &mut [T],
-    input: &[i16],
+    input: &[I],
     requantizer: &Requantizer,
     scale: impl Fn(i32, i32, i64, u8, i32, i32) -> i32,
     narrow: impl Fn(i32) -> T,

@@ -5,8 +5,8 @@
 pub mod naive;
 
 use intseg_kernels::{Dither, Pool, Role};
-use intseg_runtime::Element;
 use intseg_runtime::writer::{ModelSpec, NodeSpec, OpSpec, RequantizationSpec};
+use intseg_runtime::{Element, Interpolation};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A pool of that many threads, made anew for each run.
@@ -108,7 +108,14 @@ impl Builder {
         let weights = (0..taps * c_in * channels).map(|i| (bits.below(i, 255) as i32 - 127) as i8).collect();
         let requantization = self.requantization(channels, 14 + (taps * c_in).ilog2() / 2, element);
         let channels_of = [c_in, channels];
-        let op = OpSpec::Conv { geometry, channels: channels_of, weight_exponent: -7, weights, requantization };
+        let op = OpSpec::Conv {
+            geometry,
+            channels: channels_of,
+            weight_exponent: -7,
+            transposed: None,
+            weights,
+            requantization,
+        };
         self.node(op, &[input], element, exponent, channels)
     }
 
@@ -133,8 +140,25 @@ impl Builder {
         self.moving(OpSpec::MaxPool { geometry, ceil }, &[input])
     }
 
-    pub fn resize_like(&mut self, input: usize, like: usize) -> usize {
-        self.moving(OpSpec::ResizeLike, &[input, like])
+    pub fn resize_like(&mut self, input: usize, like: usize, interpolation: Interpolation) -> usize {
+        self.moving(OpSpec::Resize { factor: None, interpolation }, &[input, like])
+    }
+
+    pub fn resize(&mut self, input: usize, factor: [usize; 2], interpolation: Interpolation) -> usize {
+        self.moving(OpSpec::Resize { factor: Some(factor), interpolation }, &[input])
+    }
+
+    pub fn average_pool(&mut self, input: usize, geometry: [[usize; 2]; 3], ceil: bool, count_padding: bool) -> usize {
+        self.moving(OpSpec::AveragePool { geometry, ceil, count_padding }, &[input])
+    }
+
+    /// Makes the last node, a convolution, a transposed one.
+    pub fn transpose(&mut self, output_padding: [usize; 2]) -> usize {
+        let node = self.nodes.len() - 1;
+        if let OpSpec::Conv { transposed, .. } = &mut self.nodes[node].op {
+            *transposed = Some(output_padding);
+        }
+        node
     }
 
     pub fn concat(&mut self, inputs: &[usize]) -> usize {
@@ -145,7 +169,8 @@ impl Builder {
     }
 
     pub fn average(&mut self, input: usize, exponent: i32) -> usize {
-        self.node(OpSpec::GlobalAveragePool, &[input], Element::U8, exponent, self.channels[input])
+        let element = self.nodes[input].element;
+        self.node(OpSpec::GlobalAveragePool, &[input], element, exponent, self.channels[input])
     }
 
     pub fn finish(self, align_corners: bool) -> ModelSpec {
@@ -165,6 +190,7 @@ pub fn tiny() -> ModelSpec {
 /// A pre-activation unit between two strides, with a subsampled shortcut, and two sums of mixed types.
 pub fn residual(align_corners: bool) -> ModelSpec {
     let mut b = Builder::new(2);
+    let linear = Interpolation::linear(align_corners);
     let stem = b.conv(0, [[7; 2], [2; 2], [1; 2], [3; 2]], 20, Element::I16, -9);
     let x = b.max_pool(stem, [[3; 2], [2; 2], [1; 2]], false);
     let pre = b.affine(x, Element::U8, -5);
@@ -178,7 +204,7 @@ pub fn residual(align_corners: bool) -> ModelSpec {
     let relu = b.add([wide, post], Element::U8, -1);
     let again = b.add([post, relu], Element::U8, -2);
     let mixed = b.add([again, sum], Element::I16, -9);
-    let up = b.resize_like(mixed, stem);
+    let up = b.resize_like(mixed, stem, linear);
     let joined = b.add([up, stem], Element::I16, -8);
     let pre = b.affine(joined, Element::U8, -5);
     b.conv(pre, same(1, 1), 11, Element::I16, -8);
@@ -188,6 +214,7 @@ pub fn residual(align_corners: bool) -> ModelSpec {
 /// Dilated branches, image pooling, their concatenation, and a skip from a finer scale.
 pub fn pyramid(align_corners: bool) -> ModelSpec {
     let mut b = Builder::new(3);
+    let linear = Interpolation::linear(align_corners);
     let half = b.conv(0, [[3, 5], [2, 1], [1, 2], [1, 4]], 18, Element::U8, -4);
     let x = b.max_pool(half, [[2, 3], [2, 2], [0, 1]], true);
     let mut branches = vec![b.conv(x, same(1, 1), 9, Element::U8, -4)];
@@ -196,14 +223,45 @@ pub fn pyramid(align_corners: bool) -> ModelSpec {
     }
     let pooled = b.average(x, -5);
     let pooled = b.conv(pooled, same(1, 1), 7, Element::U8, -4);
-    branches.push(b.resize_like(pooled, x));
+    branches.push(b.resize_like(pooled, x, linear));
     // A branch that others read too, and one that occurs twice.
     branches.extend([x, branches[0]]);
     let joined = b.concat(&branches);
     let project = b.conv(joined, same(1, 1), 16, Element::U8, -4);
     let score = b.conv(project, same(1, 1), 40, Element::I16, -8);
     let skip = b.conv(half, same(1, 1), 40, Element::I16, -7);
-    let up = b.resize_like(score, skip);
+    let up = b.resize_like(score, skip, linear);
     b.add([up, skip], Element::I16, -6);
     b.finish(align_corners)
+}
+
+/// A decoder: transposed convolutions, activations of both signs, and every way to pool and to resize them.
+pub fn decoder() -> ModelSpec {
+    let mut b = Builder::new(4);
+    let skip = b.conv(0, same(3, 1), 18, Element::I8, -5);
+    let x = b.max_pool(skip, [[2; 2], [2; 2], [0; 2]], true);
+    let x = b.conv(x, same(3, 1), 24, Element::U8, -4);
+    let x = b.average_pool(x, [[3, 2], [2, 1], [1, 0]], true, false);
+    b.conv(x, [[2; 2], [2; 2], [1; 2], [0; 2]], 20, Element::I8, -5);
+    let up = b.transpose([0; 2]);
+    let up = b.average_pool(up, [[3; 2], [1; 2], [1; 2]], false, true);
+    let pooled = b.average(up, -5);
+    let pooled = b.resize_like(pooled, up, Interpolation::Linear);
+    let nearest = b.resize(up, [2, 3], Interpolation::Nearest);
+    let nearest = b.resize_like(nearest, up, Interpolation::Nearest);
+    let joined = b.concat(&[up, pooled, nearest]);
+    b.conv(joined, [[4, 3], [2, 3], [1, 2], [1, 2]], 18, Element::I8, -5);
+    let fine = b.transpose([1, 2]);
+    let skip = b.resize_like(skip, fine, Interpolation::LinearAligned);
+    let sum = b.add([fine, skip], Element::I8, -4);
+    let wide = b.affine(sum, Element::I16, -9);
+    let mixed = b.add([sum, wide], Element::U8, -4);
+    let again = b.affine(mixed, Element::I8, -5);
+    let bytes = b.affine(mixed, Element::U8, -3);
+    let words = b.affine(bytes, Element::I16, -9);
+    let joined = b.add([again, words], Element::I8, -4);
+    let signed = b.affine(joined, Element::U8, -4);
+    let logits = b.conv(signed, same(1, 1), 7, Element::I16, -8);
+    b.resize(logits, [2, 2], Interpolation::Linear);
+    b.finish(false)
 }

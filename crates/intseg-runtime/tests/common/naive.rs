@@ -1,7 +1,7 @@
 //! A model run as its definition says: one value at a time, in wide integers, rounding by exact fractions.
 
-use intseg_runtime::Element;
 use intseg_runtime::writer::{ModelSpec, NodeSpec, OpSpec, RequantizationSpec};
+use intseg_runtime::{Element, Interpolation};
 
 /// Rows, columns, channels and values of a node's output.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,23 +47,40 @@ pub fn run(spec: &ModelSpec, image: &[u8], size: [usize; 2]) -> Option<(Vec<Valu
             let input = |k: usize| &outputs[node.inputs[k]];
             match &node.op {
                 OpSpec::Image => Values::build(size, 3, |y, x, k| i128::from(image[(y * size[1] + x) * 3 + k]) - 128),
-                OpSpec::Conv { geometry, channels, weights, requantization, .. } => {
+                OpSpec::Conv { geometry, channels, transposed: None, weights, requantization, .. } => {
                     conv(node, geometry, channels[1], weights, requantization, input(0))?
+                }
+                OpSpec::Conv { geometry, channels, transposed: Some(extra), weights, requantization, .. } => {
+                    transposed(node, geometry, *extra, channels[1], weights, requantization, input(0))?
                 }
                 OpSpec::Affine(r) => {
                     let input = input(0);
                     Values::build([input.h, input.w], input.c, |y, x, k| scale(node, r, k, input.at(y, x, k)))
                 }
                 OpSpec::Add => add(spec, node, input(0), input(1)),
-                OpSpec::MaxPool { geometry, ceil } => max_pool(geometry, *ceil, input(0))?,
+                OpSpec::MaxPool { geometry, ceil } => pooled(geometry, *ceil, input(0), |taps, _| {
+                    taps.flatten().max().expect("every window covers a pixel")
+                })?,
+                OpSpec::AveragePool { geometry, ceil, count_padding } => {
+                    pooled(geometry, *ceil, input(0), |taps, len| {
+                        let taps: Vec<i128> = taps.flatten().collect();
+                        divide(taps.iter().sum(), if *count_padding { len } else { taps.len() } as i128)
+                    })?
+                }
                 OpSpec::GlobalAveragePool => average(spec, node, input(0)),
-                OpSpec::ResizeLike => resize(input(0), [input(1).h, input(1).w], spec.align_corners),
+                OpSpec::Resize { factor, interpolation } => {
+                    let size = match factor {
+                        Some([y, x]) => [input(0).h * y, input(0).w * x],
+                        None => [input(1).h, input(1).w],
+                    };
+                    resize(input(0), size, *interpolation)
+                }
                 OpSpec::Concat => concat(&node.inputs.iter().map(|&k| &outputs[k]).collect::<Vec<_>>()),
             }
         };
         outputs.push(values);
     }
-    let classes = classify(outputs.last()?, size, spec.align_corners);
+    let classes = classify(outputs.last()?, size, Interpolation::linear(spec.align_corners));
     Some((outputs, classes))
 }
 
@@ -102,6 +119,39 @@ fn conv(
     }))
 }
 
+/// Every input pixel adds its products to the output pixels that its taps fall on.
+fn transposed(
+    node: &NodeSpec,
+    [kernel, stride, dilation, padding]: &[[usize; 2]; 4],
+    extra: [usize; 2],
+    c_out: usize,
+    weights: &[i8],
+    r: &RequantizationSpec,
+    input: &Values,
+) -> Option<Values> {
+    let along = |size: usize, a: usize| {
+        let full = (size - 1) * stride[a] + dilation[a] * (kernel[a] - 1) + 1 + extra[a];
+        full.checked_sub(2 * padding[a]).filter(|&size| size > 0)
+    };
+    let size = [along(input.h, 0)?, along(input.w, 1)?];
+    let mut sums = Values::build(size, c_out, |_, _, _| 0);
+    for (y, x) in (0..input.h).flat_map(|y| (0..input.w).map(move |x| (y, x))) {
+        for tap in 0..kernel[0] * kernel[1] {
+            let to = [(y, tap / kernel[1]), (x, tap % kernel[1])];
+            let place = |a: usize| (to[a].0 * stride[a] + to[a].1 * dilation[a]).checked_sub(padding[a]);
+            let (Some(oy), Some(ox)) = (place(0), place(1)) else { continue };
+            if oy >= size[0] || ox >= size[1] {
+                continue;
+            }
+            for (c, k) in (0..input.c).flat_map(|c| (0..c_out).map(move |k| (c, k))) {
+                let weight = i128::from(weights[(tap * c_out + k) * input.c + c]);
+                sums.data[(oy * size[1] + ox) * c_out + k] += input.at(y, x, c) * weight;
+            }
+        }
+    }
+    Some(Values::build(size, c_out, |y, x, k| scale(node, r, k, sums.at(y, x, k))))
+}
+
 /// The sum as an exact fraction over the finest exponent, rounded once.
 fn add(spec: &ModelSpec, node: &NodeSpec, a: &Values, b: &Values) -> Values {
     let [ea, eb] = [0, 1].map(|k| spec.nodes[node.inputs[k]].exponent);
@@ -121,7 +171,13 @@ fn average(spec: &ModelSpec, node: &NodeSpec, input: &Values) -> Values {
     })
 }
 
-fn max_pool([kernel, stride, padding]: &[[usize; 2]; 3], ceil: bool, input: &Values) -> Option<Values> {
+/// What `pool` makes of each window: of its taps, `None` outside, and of their number.
+fn pooled(
+    [kernel, stride, padding]: &[[usize; 2]; 3],
+    ceil: bool,
+    input: &Values,
+    pool: impl Fn(&mut dyn Iterator<Item = Option<i128>>, usize) -> i128,
+) -> Option<Values> {
     // All positions whose window starts on the input or its leading padding, and without `ceil` also ends there.
     let along = |size: usize, a: usize| {
         let starts = (0..).map(|o| o * stride[a]).take_while(|&start| match ceil {
@@ -132,23 +188,24 @@ fn max_pool([kernel, stride, padding]: &[[usize; 2]; 3], ceil: bool, input: &Val
     };
     let size = [along(input.h, 0)?, along(input.w, 1)?];
     Some(Values::build(size, input.c, |y, x, k| {
-        let taps = (0..kernel[0] * kernel[1]).filter_map(|tap| {
+        let mut taps = (0..kernel[0] * kernel[1]).map(|tap| {
             let sy = (y * stride[0] + tap / kernel[1]) as i64 - padding[0] as i64;
             let sx = (x * stride[1] + tap % kernel[1]) as i64 - padding[1] as i64;
             input.get(sy, sx, k)
         });
-        taps.max().expect("every window covers a pixel")
+        pool(&mut taps, kernel[0] * kernel[1])
     }))
 }
 
 /// Where an output index lies between two input indices: the first, the second, and numerator and denominator of the
 /// second's weight.
-fn position(o: usize, size: usize, out: usize, align_corners: bool) -> (usize, usize, i128, i128) {
+fn position(o: usize, size: usize, out: usize, interpolation: Interpolation) -> (usize, usize, i128, i128) {
     let (o, size, out) = (o as i128, size as i128, out as i128);
-    let (at, denominator) = match align_corners {
-        true if out == 1 => (0, 1),
-        true => (o * (size - 1), out - 1),
-        false => ((2 * o + 1) * size - out, 2 * out),
+    let (at, denominator) = match interpolation {
+        Interpolation::LinearAligned if out == 1 => (0, 1),
+        Interpolation::LinearAligned => (o * (size - 1), out - 1),
+        Interpolation::Linear => ((2 * o + 1) * size - out, 2 * out),
+        Interpolation::Nearest => (o * size / out, 1),
     };
     let at = at.clamp(0, (size - 1) * denominator);
     let first = at / denominator;
@@ -156,16 +213,16 @@ fn position(o: usize, size: usize, out: usize, align_corners: bool) -> (usize, u
 }
 
 /// Exact sums at one output pixel, and what they are to be divided by.
-fn interpolate(input: &Values, [h, w]: [usize; 2], y: usize, x: usize, k: usize, align: bool) -> (i128, i128) {
-    let (top, bottom, wy, dy) = position(y, input.h, h, align);
-    let (left, right, wx, dx) = position(x, input.w, w, align);
+fn interpolate(input: &Values, [h, w]: [usize; 2], y: usize, x: usize, k: usize, how: Interpolation) -> (i128, i128) {
+    let (top, bottom, wy, dy) = position(y, input.h, h, how);
+    let (left, right, wx, dx) = position(x, input.w, w, how);
     let row = |y: usize| (dx - wx) * input.at(y, left, k) + wx * input.at(y, right, k);
     ((dy - wy) * row(top) + wy * row(bottom), dy * dx)
 }
 
-fn resize(input: &Values, size: [usize; 2], align_corners: bool) -> Values {
+fn resize(input: &Values, size: [usize; 2], how: Interpolation) -> Values {
     Values::build(size, input.c, |y, x, k| {
-        let (sum, divisor) = interpolate(input, size, y, x, k, align_corners);
+        let (sum, divisor) = interpolate(input, size, y, x, k, how);
         divide(sum, divisor)
     })
 }
@@ -183,10 +240,10 @@ fn concat(inputs: &[&Values]) -> Values {
     })
 }
 
-fn classify(logits: &Values, size: [usize; 2], align_corners: bool) -> Vec<u8> {
+fn classify(logits: &Values, size: [usize; 2], how: Interpolation) -> Vec<u8> {
     (0..size[0] * size[1])
         .map(|p| {
-            let score = |k: usize| interpolate(logits, size, p / size[1], p % size[1], k, align_corners).0;
+            let score = |k: usize| interpolate(logits, size, p / size[1], p % size[1], k, how).0;
             (1..logits.c).fold(0, |best, k| if score(k) > score(best) { k } else { best }) as u8
         })
         .collect()

@@ -3,7 +3,7 @@
 use super::ExportError;
 use intseg_kernels::Context;
 use intseg_kernels::resize::{Tap, axis};
-use intseg_runtime::{Model, Node, Op, Plan, Shape, Slot};
+use intseg_runtime::{Interpolation, Model, Node, Op, Plan, Shape, Slot};
 use std::ops::Range;
 
 /// How an image is cut.
@@ -109,7 +109,7 @@ impl Layout {
     fn len(&self, node: usize) -> usize {
         let Shape { w, c, .. } = self.slots[node].shape;
         let elements = self.most_rows(node) * w * c;
-        if self.slots[node].wide { 2 * elements } else { elements.next_multiple_of(2) }
+        if self.slots[node].wide() { 2 * elements } else { elements.next_multiple_of(2) }
     }
 
     /// Bytes of the arena with plain convolutions.
@@ -197,12 +197,15 @@ fn needed_rows(model: &Model, slots: &[Slot], classes: &Range<usize>) -> Result<
                 let window = (conv.kernel[0] - 1) * conv.dilation[0] + 1;
                 need(0, read_by_window(&rows, window, conv.stride[0], conv.padding[0], height(0)));
             }
-            Op::MaxPool { kernel, stride, padding, .. } => {
+            Op::MaxPool { kernel, stride, padding, .. } | Op::AveragePool { kernel, stride, padding, .. } => {
                 need(0, read_by_window(&rows, kernel[0], stride[0], padding[0], height(0)));
             }
             Op::Affine(_) => need(0, rows),
             Op::Add | Op::Concat => (0..node.inputs().len()).for_each(|k| need(k, rows.clone())),
-            Op::ResizeLike => need(0, read_by_resize(&rows, height(0), out.h, model.align_corners)),
+            Op::Resize { interpolation, .. } => {
+                let aligned = interpolation == Interpolation::LinearAligned;
+                need(0, read_by_resize(&rows, height(0), out.h, aligned));
+            }
             Op::GlobalAveragePool if classes.len() < image.h => {
                 return Err(ExportError::Layer {
                     name: node.name.to_owned(),

@@ -5,7 +5,7 @@ use super::layout::{Layout, padded_taps};
 use super::operators::{Element, Operator, Operators, max_pool_name, resize_name};
 use crate::fold::Metadata;
 use intseg_kernels::resize::Coordinates;
-use intseg_runtime::{Alignment, Conv, Model, Node, Op, Requantization, Shape};
+use intseg_runtime::{Alignment, Conv, Interpolation, Model, Node, Op, Requantization, Shape};
 use std::fmt::{Display, Write};
 
 /// `model.h`.
@@ -153,7 +153,7 @@ impl Source<'_> {
 
     /// Where a node's output is, without its type.
     fn place(&self, index: usize) -> String {
-        match (index, self.layout.slots[index].wide) {
+        match (index, self.layout.slots[index].wide()) {
             (0, _) => "image".into(),
             (_, true) => format!("arena->maps + {}", self.layout.offsets[index] / 2),
             (_, false) => format!("bytes + {}", self.layout.offsets[index]),
@@ -167,14 +167,14 @@ impl Source<'_> {
 
     /// The 8-bit and the 16-bit output argument.
     fn outputs(&self, index: usize) -> String {
-        match self.layout.slots[index].wide {
+        match self.layout.slots[index].wide() {
             false => format!("{}, NULL", self.place(index)),
             true => format!("NULL, {}", self.place(index)),
         }
     }
 
     fn element(&self, index: usize) -> Element {
-        if self.layout.slots[index].wide { Element::I16 } else { Element::U8 }
+        if self.layout.slots[index].wide() { Element::I16 } else { Element::U8 }
     }
 
     fn call(&mut self, text: &str) {
@@ -182,16 +182,25 @@ impl Source<'_> {
     }
 
     fn node(&mut self, index: usize, node: &Node) -> Result<(), &'static str> {
+        if index > 0 && node.element == intseg_runtime::Element::I8 {
+            return Err("activations of both signs are not written as C");
+        }
         let name = comment(node.name);
         let _ = writeln!(self.calls, "    /* {name} */");
         let out = format!("{}, &m{index}", self.outputs(index));
         match &node.op {
             Op::Image => self.call("(void)bytes"),
+            Op::Conv(conv) if conv.transposed.is_some() => {
+                return Err("transposed convolutions are not written as C");
+            }
             Op::Conv(conv) => {
                 let input = node.input(0);
                 self.conv(index, node, conv, input == 0)?;
                 let from = self.place(input);
                 self.call(&format!("intseg_convolve(&conv_{index}, {out}, {from}, &m{input}, arena->scratch)"));
+            }
+            Op::Affine(_) if !self.layout.slots[node.input(0)].wide() => {
+                return Err("an affine map of 8 bits is not written as C");
             }
             Op::Affine(requantization) => {
                 self.operators.need(Operator::Affine);
@@ -215,7 +224,8 @@ impl Source<'_> {
                 ));
             }
             Op::GlobalAveragePool => self.average_pool(index, node)?,
-            Op::ResizeLike => self.resize(index, node)?,
+            Op::Resize { interpolation, .. } => self.resize(index, node, *interpolation)?,
+            Op::AveragePool { .. } => return Err("average pooling over windows is not written as C"),
             Op::Concat => {
                 self.operators.need(Operator::Concat);
                 let mut channel = 0;
@@ -299,7 +309,7 @@ impl Source<'_> {
         self.constant("intseg_sum", 20, &format!("sum_{index}"), &format!("{{{p}, {q}}}, {sum}, {low}, {high}"));
         for (letter, input) in ["a", "b"].into_iter().zip(inputs) {
             let from = self.aligned(input, index);
-            let term = if self.layout.slots[input].wide { format!("NULL, {from}") } else { format!("{from}, NULL") };
+            let term = if self.layout.slots[input].wide() { format!("NULL, {from}") } else { format!("{from}, NULL") };
             self.call(&format!("const intseg_term {letter}{index} = {{{term}}}"));
         }
         self.call(&format!("{function}(&sum_{index}, {out}, a{index}, b{index})"));
@@ -323,17 +333,22 @@ impl Source<'_> {
         Ok(())
     }
 
-    fn axes(&mut self, name: &str, from: Shape, to: Shape) -> Result<u64, &'static str> {
-        let rows = axis(from.h, to.h, self.model.align_corners)?;
-        let columns = axis(from.w, to.w, self.model.align_corners)?;
+    fn axes(&mut self, name: &str, from: Shape, to: Shape, aligned: bool) -> Result<u64, &'static str> {
+        let rows = axis(from.h, to.h, aligned)?;
+        let columns = axis(from.w, to.w, aligned)?;
         self.constant("intseg_axis", 32, &format!("{name}[2]"), &format!("\n    {}, {}", rows.0, columns.0));
         Ok(rows.1 * columns.1)
     }
 
-    fn resize(&mut self, index: usize, node: &Node) -> Result<(), &'static str> {
+    fn resize(&mut self, index: usize, node: &Node, interpolation: Interpolation) -> Result<(), &'static str> {
+        let aligned = match interpolation {
+            Interpolation::Linear => false,
+            Interpolation::LinearAligned => true,
+            Interpolation::Nearest => return Err("resizing to the nearest value is not written as C"),
+        };
         let (input, element) = (node.input(0), self.element(index));
         let shapes = [input, index].map(|node| self.layout.slots[node].shape);
-        let divisor = self.axes(&format!("axes_{index}"), shapes[0], shapes[1])?;
+        let divisor = self.axes(&format!("axes_{index}"), shapes[0], shapes[1], aligned)?;
         let wide = divisor << 15 > i32::MAX as u64;
         self.operators.need(Operator::Resize(element, wide));
         let (function, to, from) = (resize_name(element, wide), self.place(index), self.place(input));
@@ -344,7 +359,7 @@ impl Source<'_> {
     fn classify(&mut self) -> Result<(), &'static str> {
         let logits = self.layout.slots.len() - 1;
         let (image, shape) = (self.layout.slots[0].shape, self.layout.slots[logits].shape);
-        let divisor = self.axes("axes_classes", shape, image)?;
+        let divisor = self.axes("axes_classes", shape, image, self.model.align_corners)?;
         // The executor's: sums of 16-bit logits that leave 31 bits lose the lowest.
         let shift = (64 - (divisor << 15).leading_zeros()).saturating_sub(30);
         self.operators.need(Operator::Classify(shift));
