@@ -237,7 +237,7 @@ pub fn pyramid(align_corners: bool) -> ModelSpec {
 
 /// A decoder: transposed convolutions, activations of both signs, and every way to pool and to resize them.
 pub fn decoder() -> ModelSpec {
-    let mut b = Builder::new(9);
+    let mut b = Builder::new(4);
     let skip = b.conv(0, same(3, 1), 18, Element::I8, -5);
     let x = b.max_pool(skip, [[2; 2], [2; 2], [0; 2]], true);
     let x = b.conv(x, same(3, 1), 24, Element::U8, -4);
