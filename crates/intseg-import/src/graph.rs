@@ -133,6 +133,9 @@ impl Normalization {
     pub const IMAGENET: Normalization = Normalization { mean: [0.485, 0.456, 0.406], deviation: [0.229, 0.224, 0.225] };
     /// Values in 0..=1 as they are.
     pub const UNIT: Normalization = Normalization { mean: [0.0; 3], deviation: [1.0; 3] };
+    /// Values in 0..=255 less the means of ImageNet, as Caffe's networks have them (which also read blue first).
+    pub const CAFFE: Normalization =
+        Normalization { mean: [122.679 / 255.0, 116.669 / 255.0, 104.007 / 255.0], deviation: [1.0 / 255.0; 3] };
     /// Values in 0..=255.
     pub const BYTES: Normalization = Normalization { mean: [0.0; 3], deviation: [1.0 / 255.0; 3] };
 }
@@ -148,4 +151,31 @@ pub struct FloatGraph {
     pub upsampling: Interpolation,
     /// What the image is normalised by.
     pub normalization: Normalization,
+}
+
+impl FloatGraph {
+    /// Lets a network that reads blue, green, red read red, green, blue.
+    ///
+    /// # Errors
+    /// When something other than a convolution reads the image.
+    pub fn swap_red_and_blue(&mut self) -> Result<(), SwapError> {
+        for node in self.nodes.iter_mut().filter(|node| node.inputs.contains(&0)) {
+            let FloatOp::Conv { weights, channels: [3, c_out], .. } = &mut node.op else {
+                return Err(SwapError { layer: node.name.clone() });
+            };
+            for tap in weights.chunks_exact_mut(3 * *c_out) {
+                let (red, rest) = tap.split_at_mut(*c_out);
+                red.swap_with_slice(&mut rest[*c_out..]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The order of an image's channels cannot be changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("layer {layer} reads the image and is no convolution, so that red and blue cannot change places in its weights")]
+pub struct SwapError {
+    /// The layer's name.
+    pub layer: String,
 }

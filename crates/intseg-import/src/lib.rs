@@ -23,8 +23,12 @@
 //! that train and run networks stay without.
 #![forbid(unsafe_code)]
 
+pub mod arch;
+pub mod float;
 pub mod graph;
+mod names;
 pub mod onnx;
+pub mod quantize;
 pub mod read;
 pub mod start;
 pub mod tensor;

@@ -1,95 +1,20 @@
 //! Float weights as the start of integer training.
-//!
-//! Names are those of torchvision's `vgg16`, `vgg16_bn`, `resnet50`, `fcn_resnet50` and `deeplabv3_resnet50`, of the
-//! original FCN (`conv1_1`, `fc6`, `score_fr`), or of the network's own nodes; convolutions are laid out
-//! `[C_out, C_in, KH, KW]`.
 
 use crate::graph::Normalization;
+use crate::names::{Layers, convolution_shape};
 use crate::tensor::{FloatTensor, Weights};
 use intseg::init::{Given, Start};
-use std::collections::BTreeMap;
 
-/// Convolutions of VGG-16's five blocks.
-const VGG16: [usize; 5] = [2, 2, 3, 3, 3];
 /// √(π/2): the deviation of normally distributed values over their mean absolute deviation.
 const DEVIATION: f64 = 1.253_314_137_315_5;
 
-/// A layer's tensors under the layer's name in intseg's networks.
-#[derive(Default)]
-struct Layers {
-    tensors: BTreeMap<String, FloatTensor>,
-    /// Names in the file of what has no place in any network.
-    unknown: BTreeMap<String, FloatTensor>,
-}
-
 /// What training can start from.
 pub fn start(weights: Weights) -> Start {
-    let torchvision = weights.keys().any(|name| name.starts_with("features.") || name.contains("layer1.0."));
-    let features = features(&weights);
-    let mut layers = Layers::default();
-    for (name, tensor) in weights {
-        match renamed(&name, &features) {
-            Some(renamed) => layers.tensors.insert(renamed, tensor),
-            None => layers.unknown.insert(name, tensor),
-        };
-    }
-    let first = ["conv1_1", "conv1"].into_iter().find(|name| layers.tensors.contains_key(&format!("{name}.weight")));
-    if let (true, Some(first)) = (torchvision, first) {
+    let mut layers = Layers::new(weights);
+    if let (true, Some(first)) = (layers.torchvision, layers.first_convolution()) {
         layers.normalize(first);
     }
     layers.start()
-}
-
-/// The convolution (`conv1_1`) or normalisation (`conv1_1.bn`) at each index of torchvision's `features`.
-fn features(weights: &Weights) -> BTreeMap<usize, String> {
-    let index = |name: &String| name.strip_prefix("features.")?.strip_suffix(".weight")?.parse::<usize>().ok();
-    let mut found: Vec<(usize, bool)> =
-        weights.iter().filter_map(|(name, tensor)| Some((index(name)?, tensor.shape.len() == 4))).collect();
-    found.sort_unstable();
-    let mut names =
-        (1..).zip(VGG16).flat_map(|(block, count)| (1..=count).map(move |conv| format!("conv{block}_{conv}")));
-    let mut last = String::new();
-    let mut place = |(index, conv): (usize, bool)| {
-        if conv {
-            last = names.next().unwrap_or_else(|| format!("features.{index}"));
-            return (index, last.clone());
-        }
-        (index, format!("{last}.bn"))
-    };
-    found.into_iter().map(&mut place).collect()
-}
-
-/// A tensor's name in intseg's networks; `None` for what none of them has.
-fn renamed(name: &str, features: &BTreeMap<usize, String>) -> Option<String> {
-    let name = name.strip_prefix("backbone.").unwrap_or(name);
-    let (layer, kind) = name.rsplit_once('.')?;
-    let parts: Vec<&str> = layer.split('.').collect();
-    let place = match parts[..] {
-        ["features", index] => features.get(&index.parse().ok()?)?.clone(),
-        ["bn1"] => "conv1.bn".into(),
-        ["classifier", "0", "convs", branch @ ("0" | "1" | "2" | "3"), "0"] => format!("aspp.conv{branch}"),
-        ["classifier", "0", "convs", branch @ ("0" | "1" | "2" | "3"), "1"] => format!("aspp.conv{branch}.bn"),
-        ["classifier", "0", "convs", "4", "1"] => "aspp.pool_conv".into(),
-        ["classifier", "0", "project", "0"] => "aspp.project".into(),
-        ["classifier", "0", "project", "1"] => "aspp.project.bn".into(),
-        ["classifier", "0", "convs", ..] => return None,
-        // VGG's first two linear layers are FCN's fc6 and fc7; DeepLabv3's classifier follows its pyramid.
-        ["classifier", "0"] => "fc6".into(),
-        ["classifier", "3"] => "fc7".into(),
-        ["classifier", "1"] => "head".into(),
-        ["classifier", "2"] => "head.bn".into(),
-        ["classifier", "4"] => "logits".into(),
-        ["aux_classifier", "0"] => "aux.conv".into(),
-        ["aux_classifier", "1"] => "aux.conv.bn".into(),
-        ["aux_classifier", "4"] => "aux.logits".into(),
-        [stage, unit, "downsample", "0"] => format!("{stage}.{unit}.shortcut"),
-        [stage, unit, "downsample", "1"] => format!("{stage}.{unit}.shortcut.bn"),
-        [stage, unit, part] if stage.starts_with("layer") && part.starts_with("bn") => {
-            format!("{stage}.{unit}.conv{}.bn", &part[2..])
-        }
-        _ => layer.to_owned(),
-    };
-    Some(format!("{place}.{kind}"))
 }
 
 impl Layers {
@@ -145,14 +70,7 @@ impl Layers {
             }
         }
         for (name, tensor) in self.tensors {
-            let convolution = match (name.ends_with(".weight"), &tensor.shape[..]) {
-                (true, &[c_out, c_in, h, w]) => Some([c_out, c_in, h, w]),
-                // A linear layer is a convolution over all that it sees: 7×7 pixels of 512 channels for fc6.
-                (true, &[c_out, len]) if name == "fc6.weight" && len % 49 == 0 => Some([c_out, len / 49, 7, 7]),
-                (true, &[c_out, c_in]) => Some([c_out, c_in, 1, 1]),
-                _ => None,
-            };
-            let given = match convolution {
+            let given = match convolution_shape(&name, &tensor.shape) {
                 Some(shape) => weight(&FloatTensor { shape: shape.to_vec(), ..tensor }),
                 None => affine(&tensor),
             };
@@ -190,31 +108,6 @@ mod tests {
 
     fn tensor(shape: &[usize], value: impl Fn(usize) -> f32) -> FloatTensor {
         FloatTensor { shape: shape.to_vec(), data: (0..shape.iter().product()).map(value).collect() }
-    }
-
-    #[test]
-    fn torchvisions_names_find_their_layers() {
-        let mut weights = Weights::new();
-        for index in [0, 2, 5, 7, 10] {
-            weights.insert(format!("features.{index}.weight"), tensor(&[2, 2, 3, 3], |_| 0.5));
-        }
-        let plain = features(&weights);
-        assert_eq!(plain[&2], "conv1_2");
-        assert_eq!(plain[&10], "conv3_1");
-        for (theirs, ours) in [
-            ("features.7.weight", Some("conv2_2.weight")),
-            ("backbone.layer3.0.downsample.1.running_mean", Some("layer3.0.shortcut.bn.running_mean")),
-            ("backbone.layer1.2.bn3.weight", Some("layer1.2.conv3.bn.weight")),
-            ("conv1.weight", Some("conv1.weight")),
-            ("bn1.bias", Some("conv1.bn.bias")),
-            ("classifier.0.convs.2.0.weight", Some("aspp.conv2.weight")),
-            ("classifier.0.convs.4.2.weight", None),
-            ("classifier.4.bias", Some("logits.bias")),
-            ("classifier.3.weight", Some("fc7.weight")),
-            ("score_fr.weight", Some("score_fr.weight")),
-        ] {
-            assert_eq!(renamed(theirs, &plain).as_deref(), ours, "{theirs}");
-        }
     }
 
     #[test]

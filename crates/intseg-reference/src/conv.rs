@@ -1,4 +1,4 @@
-//! Convolution as matrix products over gathered columns.
+//! Convolution and its adjoints as matrix products over gathered columns.
 
 use crate::Map;
 use intseg::tensor::Shape;
@@ -79,6 +79,30 @@ pub fn forward(conv: &Conv2d, input: &Map, weights: &[f32], bias: Option<&[f32]>
     out
 }
 
+/// The adjoint with respect to the input: what a transposed convolution computes of a batch `[N, out_h, out_w, c_out]`.
+pub fn adjoint(conv: &Conv2d, error: &Map, weights: &[f32]) -> Map {
+    let mut out = Map::zeros(Shape::new(conv.batch, conv.in_h, conv.in_w, conv.c_in));
+    let row = conv.out_w() * conv.c_out;
+    let image_len = conv.in_h * conv.in_w * conv.c_in;
+    out.data.par_chunks_mut(image_len).zip(error.data.par_chunks(conv.out_h() * row)).for_each(|(out, error)| {
+        for rows in blocks(conv) {
+            let mut columns = vec![0.0; rows.len() * conv.out_w() * taps(conv) * conv.c_in];
+            let error = view(&error[rows.start * row..rows.end * row], conv.c_out);
+            product(&mut columns, 0.0, error, view(weights, conv.c_out).t());
+            add_columns(conv, &rows, &columns, out);
+        }
+    });
+    out
+}
+
+/// Adds each column's values to the input values that it was gathered from.
+fn add_columns(conv: &Conv2d, rows: &Range<usize>, columns: &[f32], out: &mut [f32]) {
+    for_each_tap(conv, rows, |from, to| {
+        let columns = &columns[from..from + conv.c_in];
+        out[to..to + conv.c_in].iter_mut().zip(columns).for_each(|(sum, v)| *sum += v);
+    });
+}
+
 /// The gradients with respect to the weights and, if asked for, the input.
 pub fn backward(conv: &Conv2d, input: &Map, weights: &[f32], error: &Map, data: bool) -> (Vec<f32>, Option<Map>) {
     let depth = taps(conv) * conv.c_in;
@@ -97,10 +121,7 @@ pub fn backward(conv: &Conv2d, input: &Map, weights: &[f32], error: &Map, data: 
                 product(&mut gradient, 1.0, view(&columns, depth).t(), error);
                 if data {
                     product(&mut columns, 0.0, error, view(weights, conv.c_out).t());
-                    for_each_tap(conv, &rows, |from, to| {
-                        let columns = &columns[from..from + conv.c_in];
-                        handed[to..to + conv.c_in].iter_mut().zip(columns).for_each(|(sum, v)| *sum += v);
-                    });
+                    add_columns(conv, &rows, &columns, &mut handed);
                 }
             }
             (gradient, handed)
@@ -143,6 +164,7 @@ mod tests {
             // ⟨conv(x, w), e⟩ is linear in x and in w.
             let want = dot(&out.data, &error.data);
             assert!((dot(&gradient, &weights) - want).abs() < 1e-3 * want.abs().max(1.0));
+            assert_eq!(adjoint(&conv, &error, &weights), *handed.as_ref().unwrap());
             assert!((dot(&handed.unwrap().data, &input.data) - want).abs() < 1e-3 * want.abs().max(1.0));
             let mut centre = 0.0;
             for i in 0..kernel {

@@ -2,10 +2,10 @@
 //!
 //! [`Reference::of`] computes a step of a network's graph in float32 from the network's own master weights and batch;
 //! [`diagnose`] runs the integer step beside it and says, layer by layer, how far the two agree. It shows which layer
-//! suffers from its bits, and computes nothing that training uses.
+//! suffers from its bits, and computes nothing that training uses. [`conv`] also serves the import of float networks.
 #![forbid(unsafe_code)]
 
-mod conv;
+pub mod conv;
 mod diagnose;
 mod loss;
 mod maps;
@@ -27,7 +27,8 @@ pub struct Map {
 }
 
 impl Map {
-    fn zeros(shape: Shape) -> Self {
+    /// All zeros.
+    pub fn zeros(shape: Shape) -> Self {
         Map { shape, data: vec![0.0; shape.len()] }
     }
 }

@@ -168,7 +168,10 @@ impl<'a> Targets<'a> {
 }
 
 /// The image files that inputs stand for: files as they are, folders' JPEG and PNG files sorted by name.
-fn images(inputs: &[PathBuf]) -> Result<Vec<PathBuf>, PredictError> {
+///
+/// # Errors
+/// When a folder cannot be read or has no images.
+pub fn images(inputs: &[PathBuf]) -> Result<Vec<PathBuf>, PredictError> {
     let mut images = Vec::new();
     for input in inputs {
         if !input.is_dir() {

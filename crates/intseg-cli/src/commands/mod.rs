@@ -5,6 +5,7 @@ mod data;
 mod demo;
 mod eval;
 mod export;
+mod import;
 mod inspect;
 mod predict;
 mod train;
@@ -22,6 +23,8 @@ pub enum Command {
     Predict(predict::Predict),
     /// Write a model for another runtime: C for devices
     Export(export::Export),
+    /// Make a float network integer: weights or an ONNX model, and some images
+    Import(import::Import),
     /// Show the layers of a model or an architecture
     Inspect(inspect::Inspect),
     /// Time a network on this machine, without data
@@ -40,6 +43,7 @@ impl Command {
             Command::Eval(eval) => eval.run(),
             Command::Predict(predict) => predict.run(),
             Command::Export(export) => export.run(),
+            Command::Import(import) => import.run(),
             Command::Inspect(inspect) => inspect.run(),
             Command::Bench(bench) => bench.run(),
             Command::Demo(demo) => demo.run(),

@@ -3,11 +3,9 @@
 //! The image-pooling branch carries bias and ReLU in both: batch normalisation over the N values that one image each
 //! leaves there is unusable in training from scratch (DESIGN §3.6).
 
+use super::resnet::{self, BLOCKS};
 use super::{Builder, Settings};
 use crate::graph::{ConvOutput, ConvSpec, Graph, NodeId, OpSpec, PoolSpec};
-
-/// Inner channels and number of units of ResNet-50's four blocks; a unit's output has four times its inner channels.
-const BLOCKS: [(usize, usize); 4] = [(64, 3), (128, 4), (256, 6), (512, 3)];
 
 /// The paper's network: pre-activation bottlenecks, output stride 16 with the strides of the last two blocks left
 /// out, atrous rates 6, 12, 18. The residual stream has 16 bits.
@@ -47,59 +45,18 @@ fn preactivation_unit(b: &mut Builder, name: &str, x: NodeId, inner: usize, stri
     b.add(format!("{name}.add"), OpSpec::Add { relu: false }, &[y, shortcut])
 }
 
-/// torchvision's network: bottlenecks with ReLU after the sum and the stride on the 3×3, output stride 8 by dilation,
-/// atrous rates 12, 24, 36, a 3×3 before the logits, and an auxiliary head on the third block.
+/// torchvision's network: its ResNet-50 at output stride 8, atrous rates 12, 24, 36, a 3×3 before the logits, and an
+/// auxiliary head on the third block.
 pub fn resnet50(settings: &Settings) -> Graph {
     let (mut b, image) = Builder::new(settings);
-    let stem = b.scaled(64);
-    let x = b.conv_bn("conv1", image, ConvSpec::same(stem, 7, 1, ConvOutput::Accumulators).with_stride(2), true);
-    let mut x = b.stem_pool(x);
-    let mut third = x;
-    for (block, (inner, units)) in BLOCKS.into_iter().enumerate() {
-        let inner = b.scaled(inner);
-        for unit in 0..units {
-            let stride = if unit == 0 && block == 1 { 2 } else { 1 };
-            // The first unit of a dilated block still has the dilation of the block before it.
-            let dilation = [1, 1, 2, 4][block] / if unit == 0 && block >= 2 { 2 } else { 1 };
-            let name = format!("layer{}.{unit}", block + 1);
-            x = bottleneck(&mut b, &name, x, inner, stride, dilation, unit == 0);
-        }
-        if block == 2 {
-            third = x;
-        }
-    }
-    let auxiliary = settings.auxiliary.then(|| {
-        let channels = b.scaled(256);
-        let y = b.conv_bn("aux.conv", third, ConvSpec::same(channels, 3, 1, ConvOutput::Accumulators), true);
-        let y = b.dropout("aux.drop", y, settings.drop_256.min(26));
-        b.score("aux.logits", y, settings.classes)
-    });
+    let [third, x] = resnet::backbone(&mut b, image);
+    let auxiliary = settings.auxiliary.then(|| resnet::auxiliary_head(&mut b, third, settings));
     let x = pyramid(&mut b, x, [12, 24, 36]);
     let x = b.dropout("aspp.drop", x, settings.drop_256);
     let channels = b.scaled(256);
     let x = b.conv_bn("head", x, ConvSpec::same(channels, 3, 1, ConvOutput::Accumulators), true);
     let logits = b.score("logits", x, settings.classes);
     b.finish("deeplabv3-resnet50", logits, auxiliary, settings)
-}
-
-fn bottleneck(
-    b: &mut Builder,
-    name: &str,
-    x: NodeId,
-    inner: usize,
-    stride: usize,
-    dilation: usize,
-    widen: bool,
-) -> NodeId {
-    let spec = |channels, kernel, dilation| ConvSpec::same(channels, kernel, dilation, ConvOutput::Accumulators);
-    let shortcut = match widen {
-        true => b.conv_bn(&format!("{name}.shortcut"), x, spec(4 * inner, 1, 1).with_stride(stride), false),
-        false => x,
-    };
-    let y = b.conv_bn(&format!("{name}.conv1"), x, spec(inner, 1, 1), true);
-    let y = b.conv_bn(&format!("{name}.conv2"), y, spec(inner, 3, dilation).with_stride(stride), true);
-    let y = b.conv_bn(&format!("{name}.conv3"), y, spec(4 * inner, 1, 1), false);
-    b.add(format!("{name}.add"), OpSpec::Add { relu: true }, &[y, shortcut])
 }
 
 /// Atrous spatial pyramid pooling: a 1×1 branch, three dilated 3×3 branches, image pooling, and their projection.

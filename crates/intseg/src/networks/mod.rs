@@ -2,6 +2,7 @@
 
 mod deeplab;
 mod fcn;
+mod resnet;
 mod tiny;
 
 use crate::graph::{ConvOutput, ConvSpec, Graph, Node, NodeId, OpSpec, PoolSpec};
@@ -32,7 +33,7 @@ impl Settings {
 type Build = fn(&Settings) -> Graph;
 
 /// Every network: its name, one line about it, and its constructor.
-pub const NETWORKS: [(&str, &str, Build); 9] = [
+pub const NETWORKS: [(&str, &str, Build); 10] = [
     ("fcn32s-vgg16", "FCN-32s on VGG-16 (Long et al. 2015)", |s| fcn::fcn_vgg16(s, 32, false)),
     ("fcn16s-vgg16", "FCN-16s on VGG-16", |s| fcn::fcn_vgg16(s, 16, false)),
     ("fcn8s-vgg16", "FCN-8s on VGG-16: the paper's first network", |s| fcn::fcn_vgg16(s, 8, false)),
@@ -47,6 +48,7 @@ pub const NETWORKS: [(&str, &str, Build); 9] = [
         deeplab::resnet50v2,
     ),
     ("deeplabv3-resnet50", "DeepLabv3 on ResNet-50 as torchvision defines it, output stride 8", deeplab::resnet50),
+    ("fcn-resnet50", "FCN on ResNet-50 as torchvision defines it, output stride 8", resnet::fcn_resnet50),
     ("fcn-tiny", "a small dilated FCN for the demo and for devices, under 100 kB of weights", tiny::fcn_tiny),
 ];
 

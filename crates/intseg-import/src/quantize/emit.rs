@@ -1,0 +1,242 @@
+//! From a scaled float network to a model of integers.
+
+use super::prepare::{Prepared, runtime_layout};
+use super::scales::Factors;
+use super::statistics::Channels;
+use super::{Options, QuantizeError, Scales};
+use crate::graph::{FloatOp, Interpolation, ResizeTarget, Window};
+use intseg_runtime::writer::{ModelSpec, NodeSpec, OpSpec, RequantizationSpec};
+use intseg_runtime::{self as runtime, Element};
+
+/// Fractions of the largest weight that a channel's steps are tried to end at.
+const SHRINKS: [f64; 9] = [1.0, 0.98, 0.96, 0.94, 0.92, 0.9, 0.87, 0.84, 0.8];
+
+/// The model, and for each of its nodes the node of the network whose output it computes.
+pub struct Emitted {
+    /// The model.
+    pub spec: ModelSpec,
+    /// Numbers of the float network's nodes.
+    pub origin: Vec<usize>,
+}
+
+/// What the nodes of a model are made from.
+pub struct Source<'a> {
+    /// The network, its channels scaled.
+    pub scaled: &'a Prepared,
+    /// By what.
+    pub factors: &'a Factors,
+    /// Of the network before that.
+    pub statistics: &'a [Channels],
+    /// Each node's exponent.
+    pub exponents: &'a [i32],
+    /// How to quantise.
+    pub options: &'a Options,
+}
+
+/// Writes the model's nodes.
+///
+/// # Errors
+/// When a layer's sums could leave 32 bits.
+pub fn emit(source: &Source, metadata: String) -> Result<Emitted, QuantizeError> {
+    let Source { scaled, exponents, .. } = source;
+    let nodes = &scaled.graph.nodes;
+    let (mut specs, mut origin): (Vec<NodeSpec>, Vec<usize>) = (Vec::new(), Vec::new());
+    let mut place = vec![0; nodes.len()];
+    for (index, node) in nodes.iter().enumerate() {
+        if let FloatOp::Clip { .. } = node.op {
+            // The operator before clamps.
+            place[index] = place[node.inputs[0]];
+            origin[place[index]] = index;
+            continue;
+        }
+        let (element, out) = (scaled.elements[index], exponents[index]);
+        let pair = |window: &Window| [window.kernel, window.stride, window.padding];
+        let op = match &node.op {
+            FloatOp::Image => OpSpec::Image,
+            FloatOp::Conv { window, weights, channels, bias } => source.conv(index, window, None, weights, *channels, bias)?,
+            FloatOp::ConvTranspose { window, output_padding, weights, channels, bias } => {
+                source.conv(index, window, Some(*output_padding), weights, *channels, bias)?
+            }
+            FloatOp::Affine { scale, offset } => {
+                let input = exponents[node.inputs[0]];
+                let constants = scale.iter().zip(offset);
+                OpSpec::Affine(source.requantization(constants.map(|(&s, &b)| (f64::from(s), f64::from(b))), input, out))
+            }
+            FloatOp::MaxPool { window, ceil } => OpSpec::MaxPool { geometry: pair(window), ceil: *ceil },
+            FloatOp::AveragePool { window, ceil, count_padding } => {
+                OpSpec::AveragePool { geometry: pair(window), ceil: *ceil, count_padding: *count_padding }
+            }
+            FloatOp::GlobalAveragePool => OpSpec::GlobalAveragePool,
+            FloatOp::Add => OpSpec::Add,
+            FloatOp::Concat => OpSpec::Concat,
+            FloatOp::Resize { target, interpolation } => OpSpec::Resize {
+                factor: match target {
+                    ResizeTarget::Factor(factor) => Some(*factor),
+                    ResizeTarget::Like => None,
+                },
+                interpolation: match interpolation {
+                    Interpolation::Linear => runtime::Interpolation::Linear,
+                    Interpolation::LinearAligned => runtime::Interpolation::LinearAligned,
+                    Interpolation::Nearest => runtime::Interpolation::Nearest,
+                },
+            },
+            FloatOp::Clip { .. } => unreachable!("left out above"),
+        };
+        let bounds = scaled.clamp(index).map(|(_, bounds)| bounds);
+        place[index] = specs.len();
+        specs.push(NodeSpec {
+            name: node.name.clone(),
+            op,
+            inputs: node.inputs.iter().map(|&input| place[input]).collect(),
+            element,
+            exponent: out,
+            clamp: clamp(element, out, bounds),
+        });
+        origin.push(index);
+    }
+    let align_corners = scaled.graph.upsampling == Interpolation::LinearAligned;
+    Ok(Emitted { spec: ModelSpec { metadata, align_corners, nodes: specs }, origin })
+}
+
+/// The range of a type, within a clamp's bounds.
+fn clamp(element: Element, exponent: i32, bounds: Option<[f32; 2]>) -> [i32; 2] {
+    let [low, high] = match element {
+        Element::U8 => [0, 255],
+        Element::I8 => [-128, 127],
+        Element::I16 => [-32_767, 32_767],
+    };
+    let Some([least, most]) = bounds else { return [low, high] };
+    let steps = |bound: f32| (f64::from(bound) / 2f64.powi(exponent)).round_ties_even().clamp(low.into(), high.into()) as i32;
+    [steps(least), steps(most).max(steps(least))]
+}
+
+impl Source<'_> {
+    fn conv(
+        &self,
+        index: usize,
+        window: &Window,
+        transposed: Option<[usize; 2]>,
+        weights: &[f32],
+        [c_in, c_out]: [usize; 2],
+        bias: &[f32],
+    ) -> Result<OpSpec, QuantizeError> {
+        let Window { kernel, stride, dilation, padding } = *window;
+        let bound = (kernel[0] * kernel[1] * c_in) as u64 * 255 * 127;
+        let node = &self.scaled.graph.nodes[index];
+        if bound > i32::MAX as u64 {
+            return Err(QuantizeError::Accumulator { layer: node.name.clone(), bound });
+        }
+        let input = node.inputs[0];
+        let steps: Vec<f64> = (0..c_out).map(|o| self.step(weights.iter().skip(o).step_by(c_out).copied())).collect();
+        let quantized: Vec<i8> = weights
+            .iter()
+            .enumerate()
+            .map(|(at, &w)| (f64::from(w) / steps[at % c_out]).round_ties_even().clamp(-127.0, 127.0) as i8)
+            .collect();
+        let mut bias: Vec<f64> = bias.iter().map(|&b| b.into()).collect();
+        if self.options.bias_correction && transposed.is_none() {
+            // What rounding the weights changes in the mean (Nagel et al. 2019, section 4.2).
+            let means: Vec<f64> =
+                (0..c_in).map(|k| self.statistics[input].mean(k) * self.factors.of(input, k)).collect();
+            for (at, (&w, &q)) in weights.iter().zip(&quantized).enumerate() {
+                let o = at % c_out;
+                bias[o] += (f64::from(w) - f64::from(q) * steps[o]) * means[at / c_out % c_in];
+            }
+        }
+        let (from, to) = (self.exponents[input], self.exponents[index]);
+        let largest = steps.iter().fold(1e-30f64, |a, &b| a.max(b));
+        Ok(OpSpec::Conv {
+            geometry: [kernel, stride, dilation, padding],
+            channels: [c_in, c_out],
+            weight_exponent: largest.log2().ceil() as i32,
+            transposed,
+            weights: runtime_layout(quantized, transposed.is_some(), [c_in, c_out]),
+            requantization: self.requantization(steps.iter().copied().zip(bias), from, to),
+        })
+    }
+
+    /// The size of the steps of an output channel's weights: that of the least squared error.
+    fn step(&self, weights: impl Iterator<Item = f32> + Clone) -> f64 {
+        let largest = weights.clone().fold(0f64, |a, w| a.max(f64::from(w.abs()))).max(1e-30);
+        let exact = largest / 127.0;
+        if self.options.scales == Scales::PowerOfTwo {
+            return 2f64.powi(exact.log2().ceil() as i32);
+        }
+        let error = |step: f64| -> f64 {
+            let rounded = |w: f64| (w / step).round_ties_even().clamp(-127.0, 127.0) * step;
+            weights.clone().map(|w| (f64::from(w) - rounded(w.into())).powi(2)).sum()
+        };
+        let candidates = SHRINKS.iter().map(|shrink| exact * shrink).map(|step| (error(step), step));
+        candidates.fold((f64::INFINITY, exact), |a, b| if b.0 < a.0 { b } else { a }).1
+    }
+
+    /// The constants that turn sums in units of `step · 2^from`, and a bias, into units of `2^to`.
+    fn requantization(
+        &self,
+        constants: impl Iterator<Item = (f64, f64)>,
+        from: i32,
+        to: i32,
+    ) -> RequantizationSpec {
+        let mut spec = RequantizationSpec::default();
+        for (step, bias) in constants {
+            let (m, b, s) = match self.options.scales {
+                Scales::Channel => fixed(step * 2f64.powi(from - to), bias / 2f64.powi(to)),
+                Scales::PowerOfTwo => power_of_two(step * 2f64.powi(from - to), bias / 2f64.powi(to)),
+            };
+            spec.multiplier.push(m);
+            spec.bias.push(b);
+            spec.shift.push(s);
+        }
+        spec
+    }
+}
+
+/// `(m, b, s)` with `(sum · m + b) / 2^s ≈ sum · scale + offset`: a multiplier of 30 bits, as far as 62 bits of shift
+/// and 61 of bias allow.
+fn fixed(scale: f64, offset: f64) -> (i32, i64, u8) {
+    let bits = |v: f64| if v == 0.0 { -1000 } else { v.abs().log2().floor() as i32 + 1 };
+    let shift = (30 - bits(scale)).min(60 - bits(offset)).clamp(0, 62);
+    let unit = 2f64.powi(shift);
+    let multiplier = (scale * unit).round_ties_even().clamp(-f64::from(i32::MAX), f64::from(i32::MAX));
+    let limit = 2f64.powi(61);
+    (multiplier as i32, (offset * unit).round_ties_even().clamp(-limit, limit) as i64, shift as u8)
+}
+
+/// The same for a scale that is a power of two: the bias is a whole number of sums, so that a float runtime, whose
+/// biases are, rounds as integers do.
+fn power_of_two(scale: f64, offset: f64) -> (i32, i64, u8) {
+    let exponent = scale.abs().log2().round() as i32;
+    let shift = (-exponent).clamp(0, 62);
+    let multiplier = 2f64.powi(exponent + shift).min(2f64.powi(30)) * scale.signum();
+    let bias = (offset / scale).round_ties_even().clamp(-1e9, 1e9);
+    (multiplier as i32, (bias * multiplier) as i64, shift as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constants_are_the_real_map_within_their_bits() {
+        for scale in [1.0, 3e-9, -0.37, 1234.5, 0.0] {
+            for offset in [0.0, 1.0, -77.25, 3e4, 1e-7] {
+                let (m, b, s) = fixed(scale, offset);
+                for sum in [-70_000.0, -1.0, 0.0, 9.0, 123_456.0] {
+                    let got = (sum * f64::from(m) + b as f64) / 2f64.powi(s.into());
+                    let want = sum * scale + offset;
+                    assert!((got - want).abs() < 1e-6 * want.abs().max(1.0), "{scale} {offset}: {got} {want}");
+                }
+            }
+        }
+        assert_eq!(power_of_two(0.25, 1.6), (1, 6, 2));
+        assert_eq!(power_of_two(8.0, -20.0), (8, -16, 0));
+    }
+
+    #[test]
+    fn clamps_are_in_steps_and_within_the_type() {
+        assert_eq!(clamp(Element::U8, -5, Some([0.0, 6.0])), [0, 192]);
+        assert_eq!(clamp(Element::U8, -6, Some([0.0, 6.0])), [0, 255]);
+        assert_eq!(clamp(Element::I8, -5, Some([-1.0, f32::INFINITY])), [-32, 127]);
+        assert_eq!(clamp(Element::I16, -5, None), [-32_767, 32_767]);
+    }
+}

@@ -1,0 +1,149 @@
+//! Post-training quantisation: a float network and some images in, a model of integers out.
+//!
+//! ```text
+//! FloatGraph ─ prepare ─► foldable nodes with types ─ statistics ─► ranges of channels
+//!   ─ scales ─► factors a channel, exponents a tensor ─ emit ─► model ─ report ─► how far the two agree
+//! ```
+//!
+//! Weights get a step for each output channel, which goes into the multiplier of its requantisation; activations a
+//! power of two for each tensor, at whose end their range is brought by factors that the layers before and behind take
+//! up ([`scales`]).
+
+mod emit;
+mod prepare;
+mod report;
+mod scales;
+mod statistics;
+
+pub use report::{LayerReport, Report};
+
+use crate::float::FloatError;
+use crate::graph::{FloatGraph, FloatOp};
+use intseg::data::image::Rgb;
+use intseg_runtime::Element;
+use intseg_runtime::writer::ModelSpec;
+use prepare::Prepared;
+use scales::Factors;
+
+/// How the range of an activation tensor is found on calibration images.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Ranges {
+    /// The largest magnitude.
+    Maximum,
+    /// The magnitude that this share of all values does not exceed.
+    Percentile(f64),
+    /// The range of the least squared error.
+    SquaredError,
+}
+
+/// What multipliers a model may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scales {
+    /// Any, one an output channel.
+    Channel,
+    /// Powers of two, and biases in whole sums: what other runtimes compute without rounding twice.
+    PowerOfTwo,
+}
+
+/// How to quantise.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Options {
+    /// Activation ranges.
+    pub ranges: Ranges,
+    /// Multipliers.
+    pub scales: Scales,
+    /// Whether a bias takes up what rounding its weights changes in the mean.
+    pub bias_correction: bool,
+    /// Cross-layer equalisation: from 0, none, to 1, all channels of a tensor to one range.
+    pub equalization: f64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options { ranges: Ranges::SquaredError, scales: Scales::Channel, bias_correction: true, equalization: 0.5 }
+    }
+}
+
+/// Why a network cannot be quantised.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum QuantizeError {
+    /// No images to calibrate with.
+    #[error("there is no image to calibrate with")]
+    NoImages,
+    /// The network cannot run.
+    #[error("the float network cannot run on a calibration image: {0}")]
+    Float(#[from] FloatError),
+    /// What a layer computes is not finite.
+    #[error("layer {layer}: what it computes of the calibration images is not finite; check its weights")]
+    NotFinite {
+        /// Its name.
+        layer: String,
+    },
+    /// A layer's sums could overflow.
+    #[error("layer {layer}: its sums could reach {bound}, beyond 32 bits; it has too many inputs")]
+    Accumulator {
+        /// Its name.
+        layer: String,
+        /// The largest magnitude.
+        bound: u64,
+    },
+    /// More classes than a class map can name.
+    #[error("the network puts out {classes} channels; a class map can name 1 to 256")]
+    Classes {
+        /// Its channels.
+        classes: usize,
+    },
+    /// The model cannot run.
+    #[error("the quantised model cannot run: {0}")]
+    Model(String),
+}
+
+/// A quantised network.
+#[derive(Clone, Debug)]
+pub struct Quantized {
+    /// The model, without metadata.
+    pub spec: ModelSpec,
+    /// The float network that its nodes stand for, channels scaled as theirs.
+    scaled: FloatGraph,
+    /// For each node of the model, the float node whose output it computes.
+    origin: Vec<usize>,
+}
+
+/// The number of classes of a network: the channels of its last node.
+pub fn classes(graph: &FloatGraph) -> usize {
+    prepare::channels(&graph.nodes).last().copied().unwrap_or(0)
+}
+
+/// Quantises a network with what calibration images show of its activations.
+///
+/// # Errors
+/// When there are no images, the network cannot run on them, or a layer does not fit the runtime's integers.
+pub fn quantize(graph: &FloatGraph, images: &[Rgb], options: &Options) -> Result<Quantized, QuantizeError> {
+    if images.is_empty() {
+        return Err(QuantizeError::NoImages);
+    }
+    let classes = classes(graph);
+    if !(1..=256).contains(&classes) {
+        return Err(QuantizeError::Classes { classes });
+    }
+    let prepared = Prepared::new(graph);
+    let counts = prepare::channels(&prepared.graph.nodes);
+    let statistics = statistics::channels(&prepared.graph, images, &counts)?;
+    let mut factors = Factors::new(&prepared);
+    factors.equalize(&prepared, &statistics, options.equalization);
+    let equalized = factors.apply(&prepared);
+    // Tensors of 8 bits whose values are new: neither moved, selected nor still to be clamped.
+    let largest = (0..counts.len()).map(|node| {
+        let op = &equalized.graph.nodes[node].op;
+        let moved = matches!(op, FloatOp::Image | FloatOp::Concat) || prepare::passes(op) && !matches!(op, FloatOp::Clip { .. });
+        let counts_here = equalized.elements[node] != Element::I16 && !moved && equalized.clamp(node).is_none();
+        let seen = (0..counts[node]).map(|k| statistics[node].magnitude(k) * factors.of(node, k));
+        counts_here.then(|| seen.fold(1e-9, f64::max))
+    });
+    let histograms = statistics::histograms(&equalized.graph, images, &largest.collect::<Vec<_>>())?;
+    let exponents = scales::choose(&equalized, &histograms, &statistics, &mut factors, options);
+    let scaled = factors.apply(&prepared);
+    let source = emit::Source { scaled: &scaled, factors: &factors, statistics: &statistics, exponents: &exponents, options };
+    let emitted = emit::emit(&source, String::new())?;
+    Ok(Quantized { spec: emitted.spec, scaled: scaled.graph, origin: emitted.origin })
+}

@@ -1,0 +1,184 @@
+//! What calibration images show of a network's activations.
+
+use super::QuantizeError;
+use crate::float;
+use crate::graph::FloatGraph;
+use intseg::data::image::Rgb;
+use intseg_reference::Map;
+use rayon::prelude::*;
+
+/// Extremes and means of each channel of each node's output.
+#[derive(Clone, Debug)]
+pub struct Channels {
+    /// The smallest value, at most 0.
+    pub low: Vec<f32>,
+    /// The largest value, at least 0.
+    pub high: Vec<f32>,
+    /// Sums over all positions of all images.
+    sum: Vec<f64>,
+    count: usize,
+}
+
+impl Channels {
+    fn new(channels: usize) -> Self {
+        Channels { low: vec![0.0; channels], high: vec![0.0; channels], sum: vec![0.0; channels], count: 0 }
+    }
+
+    fn add(&mut self, map: &Map) {
+        let channels = self.sum.len();
+        for pixel in map.data.chunks_exact(channels) {
+            for (k, &v) in pixel.iter().enumerate() {
+                self.low[k] = self.low[k].min(v);
+                self.high[k] = self.high[k].max(v);
+                self.sum[k] += f64::from(v);
+            }
+        }
+        self.count += map.data.len() / channels;
+    }
+
+    fn merge(&mut self, other: &Channels) {
+        for k in 0..self.sum.len() {
+            self.low[k] = self.low[k].min(other.low[k]);
+            self.high[k] = self.high[k].max(other.high[k]);
+            self.sum[k] += other.sum[k];
+        }
+        self.count += other.count;
+    }
+
+    /// A channel's mean.
+    pub fn mean(&self, k: usize) -> f64 {
+        self.sum[k] / self.count.max(1) as f64
+    }
+
+    /// A channel's largest magnitude.
+    pub fn magnitude(&self, k: usize) -> f64 {
+        f64::from(self.high[k].max(-self.low[k]))
+    }
+}
+
+/// Bins of a histogram.
+const BINS: usize = 2048;
+
+/// How often magnitudes of a node's output occur, and their power.
+#[derive(Clone, Debug)]
+pub struct Histogram {
+    /// The largest magnitude.
+    pub largest: f64,
+    counts: Vec<u64>,
+    /// Sum of squares.
+    power: f64,
+    zeros: u64,
+}
+
+impl Histogram {
+    /// An empty one of magnitudes up to `largest`.
+    pub fn new(largest: f64) -> Self {
+        Histogram { largest, counts: vec![0; BINS], power: 0.0, zeros: 0 }
+    }
+
+    /// Counts a magnitude.
+    pub fn add(&mut self, magnitude: f64) {
+        if magnitude == 0.0 {
+            self.zeros += 1;
+            return;
+        }
+        let bin = (magnitude / self.largest * BINS as f64) as usize;
+        self.counts[bin.min(BINS - 1)] += 1;
+        self.power += magnitude * magnitude;
+    }
+
+    fn merge(&mut self, other: &Histogram) {
+        self.counts.iter_mut().zip(&other.counts).for_each(|(a, b)| *a += b);
+        self.power += other.power;
+        self.zeros += other.zeros;
+    }
+
+    /// The power of the error of `levels` steps of size `step`, over the power of the values: a uniform error of a
+    /// step's width inside, and what is cut off beyond.
+    pub fn noise(&self, step: f64, levels: f64) -> f64 {
+        let (width, limit) = (self.largest / BINS as f64, step * levels);
+        let inside = step * step / 12.0;
+        let error = |bin: usize| {
+            let beyond = (bin as f64 + 0.5) * width - limit;
+            if beyond > 0.0 { inside.max(beyond * beyond) } else { inside }
+        };
+        let sum: f64 = self.counts.iter().enumerate().filter(|(_, n)| **n > 0).map(|(bin, &n)| n as f64 * error(bin)).sum();
+        sum / self.power.max(f64::MIN_POSITIVE)
+    }
+
+    /// The magnitude that this share of all values does not exceed.
+    pub fn percentile(&self, share: f64) -> f64 {
+        let total = self.zeros + self.counts.iter().sum::<u64>();
+        let mut left = ((1.0 - share) * total as f64) as u64;
+        for (bin, &count) in self.counts.iter().enumerate().rev() {
+            if count > left {
+                return (bin + 1) as f64 / BINS as f64 * self.largest;
+            }
+            left -= count;
+        }
+        self.largest
+    }
+}
+
+/// Each node's [`Channels`] over some images.
+///
+/// # Errors
+/// When the network cannot run on one of them, or computes what is not finite.
+pub fn channels(graph: &FloatGraph, images: &[Rgb], counts: &[usize]) -> Result<Vec<Channels>, QuantizeError> {
+    let empty = || counts.iter().map(|&count| Channels::new(count)).collect::<Vec<_>>();
+    let one = |image: &Rgb| {
+        let mut all = empty();
+        float::run(graph, image, |index, map| all[index].add(map))?;
+        Ok::<_, QuantizeError>(all)
+    };
+    let merged = merged(images, one, |a, b| a.iter_mut().zip(&b).for_each(|(a, b)| a.merge(b)))?.unwrap_or_else(empty);
+    for (node, channels) in graph.nodes.iter().zip(&merged) {
+        if channels.sum.iter().any(|sum| !sum.is_finite()) {
+            return Err(QuantizeError::NotFinite { layer: node.name.clone() });
+        }
+    }
+    Ok(merged)
+}
+
+/// The histograms of some nodes' outputs over some images; `largest` says which nodes, and their largest magnitude.
+///
+/// # Errors
+/// When the network cannot run on one of the images.
+pub fn histograms(
+    graph: &FloatGraph,
+    images: &[Rgb],
+    largest: &[Option<f64>],
+) -> Result<Vec<Option<Histogram>>, QuantizeError> {
+    let empty = || largest.iter().map(|largest| largest.map(Histogram::new)).collect::<Vec<_>>();
+    let one = |image: &Rgb| {
+        let mut all = empty();
+        float::run(graph, image, |index, map| {
+            if let Some(histogram) = &mut all[index] {
+                map.data.iter().for_each(|v| histogram.add(v.abs().into()));
+            }
+        })?;
+        Ok::<_, QuantizeError>(all)
+    };
+    let merge = |a: &mut Vec<Option<Histogram>>, b: Vec<Option<Histogram>>| {
+        a.iter_mut().zip(&b).filter_map(|(a, b)| a.as_mut().zip(b.as_ref())).for_each(|(a, b)| a.merge(b));
+    };
+    Ok(merged(images, one, merge)?.unwrap_or_else(empty))
+}
+
+/// The results of every image, a few images at a time, merged in their order: the same for any number of threads.
+fn merged<T: Send>(
+    images: &[Rgb],
+    one: impl Fn(&Rgb) -> Result<T, QuantizeError> + Sync,
+    merge: impl Fn(&mut T, T),
+) -> Result<Option<T>, QuantizeError> {
+    let mut total: Option<T> = None;
+    for some in images.chunks(rayon::current_num_threads()) {
+        for part in some.par_iter().map(&one).collect::<Result<Vec<_>, _>>()? {
+            match &mut total {
+                Some(total) => merge(total, part),
+                None => total = Some(part),
+            }
+        }
+    }
+    Ok(total)
+}
