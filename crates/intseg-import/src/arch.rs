@@ -18,7 +18,9 @@ pub enum ArchError {
     #[error(transparent)]
     Graph(#[from] GraphError),
     /// The file says nothing of the network's first or last layer.
-    #[error("the weights have no {what} of {arch}; they are those of another network, or of a backbone without a head (train --init takes such)")]
+    #[error(
+        "the weights have no {what} of {arch}; they are those of another network, or of a backbone without a head (train --init takes such)"
+    )]
     Ends {
         /// The network.
         arch: String,

@@ -38,7 +38,8 @@ pub fn run(graph: &FloatGraph, image: &Rgb, mut visit: impl FnMut(usize, &Map)) 
         };
         visit(index, &map);
         maps.push(map);
-        let done = (node.inputs.iter().copied().chain([index])).filter(|&node| node != last && last_reader[node] <= index);
+        let done =
+            (node.inputs.iter().copied().chain([index])).filter(|&node| node != last && last_reader[node] <= index);
         done.for_each(|node| maps[node].data = Vec::new());
     }
     Ok(maps.swap_remove(last))
@@ -102,7 +103,9 @@ fn compute(node: &FloatNode, inputs: &[&Map]) -> Result<Map, &'static str> {
             map.data.iter_mut().for_each(|v| *v = v.max(*low).min(*high));
             Ok(map)
         }
-        FloatOp::MaxPool { window, ceil } => pool(input, window, *ceil, |taps, _| taps.fold(f32::NEG_INFINITY, f32::max)),
+        FloatOp::MaxPool { window, ceil } => {
+            pool(input, window, *ceil, |taps, _| taps.fold(f32::NEG_INFINITY, f32::max))
+        }
         FloatOp::AveragePool { window, ceil, count_padding } => pool(input, window, *ceil, |taps, len| {
             let (sum, count) = taps.fold((0.0, 0), |(sum, count), v| (sum + v, count + 1));
             sum / if *count_padding { len } else { count } as f32
@@ -129,7 +132,9 @@ fn compute(node: &FloatNode, inputs: &[&Map]) -> Result<Map, &'static str> {
             let Shape { h, w, .. } = input.shape;
             let size = match target {
                 ResizeTarget::Factor([y, x]) => [h * y, w * x],
-                ResizeTarget::Like => inputs.get(1).map(|like| [like.shape.h, like.shape.w]).ok_or("it has one input")?,
+                ResizeTarget::Like => {
+                    inputs.get(1).map(|like| [like.shape.h, like.shape.w]).ok_or("it has one input")?
+                }
             };
             Ok(resize(input, size, *interpolation))
         }

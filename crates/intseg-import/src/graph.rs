@@ -174,7 +174,9 @@ impl FloatGraph {
 
 /// The order of an image's channels cannot be changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("layer {layer} reads the image and is no convolution, so that red and blue cannot change places in its weights")]
+#[error(
+    "layer {layer} reads the image and is no convolution, so that red and blue cannot change places in its weights"
+)]
 pub struct SwapError {
     /// The layer's name.
     pub layer: String,

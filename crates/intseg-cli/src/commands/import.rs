@@ -98,7 +98,8 @@ fn ranges(text: &str) -> Result<Ranges, String> {
         "max" => Ok(Ranges::Maximum),
         _ => {
             let percent = text.trim_end_matches('%').parse::<f64>().ok().filter(|p| (50.0..=100.0).contains(p));
-            let percent = percent.ok_or_else(|| format!("{text:?} is no range: write mse, max, or a percentile from 50 to 100"))?;
+            let percent = percent
+                .ok_or_else(|| format!("{text:?} is no range: write mse, max, or a percentile from 50 to 100"))?;
             Ok(Ranges::Percentile(percent / 100.0))
         }
     }

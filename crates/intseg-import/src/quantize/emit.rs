@@ -53,14 +53,20 @@ pub fn emit(source: &Source, metadata: String) -> Result<Emitted, QuantizeError>
         let pair = |window: &Window| [window.kernel, window.stride, window.padding];
         let op = match &node.op {
             FloatOp::Image => OpSpec::Image,
-            FloatOp::Conv { window, weights, channels, bias } => source.conv(index, window, None, weights, *channels, bias)?,
+            FloatOp::Conv { window, weights, channels, bias } => {
+                source.conv(index, window, None, weights, *channels, bias)?
+            }
             FloatOp::ConvTranspose { window, output_padding, weights, channels, bias } => {
                 source.conv(index, window, Some(*output_padding), weights, *channels, bias)?
             }
             FloatOp::Affine { scale, offset } => {
                 let input = exponents[node.inputs[0]];
                 let constants = scale.iter().zip(offset);
-                OpSpec::Affine(source.requantization(constants.map(|(&s, &b)| (f64::from(s), f64::from(b))), input, out))
+                OpSpec::Affine(source.requantization(
+                    constants.map(|(&s, &b)| (f64::from(s), f64::from(b))),
+                    input,
+                    out,
+                ))
             }
             FloatOp::MaxPool { window, ceil } => OpSpec::MaxPool { geometry: pair(window), ceil: *ceil },
             FloatOp::AveragePool { window, ceil, count_padding } => {
@@ -106,7 +112,8 @@ fn clamp(element: Element, exponent: i32, bounds: Option<[f32; 2]>) -> [i32; 2] 
         Element::I16 => [-32_767, 32_767],
     };
     let Some([least, most]) = bounds else { return [low, high] };
-    let steps = |bound: f32| (f64::from(bound) / 2f64.powi(exponent)).round_ties_even().clamp(low.into(), high.into()) as i32;
+    let steps =
+        |bound: f32| (f64::from(bound) / 2f64.powi(exponent)).round_ties_even().clamp(low.into(), high.into()) as i32;
     [steps(least), steps(most).max(steps(least))]
 }
 
@@ -171,12 +178,7 @@ impl Source<'_> {
     }
 
     /// The constants that turn sums in units of `step · 2^from`, and a bias, into units of `2^to`.
-    fn requantization(
-        &self,
-        constants: impl Iterator<Item = (f64, f64)>,
-        from: i32,
-        to: i32,
-    ) -> RequantizationSpec {
+    fn requantization(&self, constants: impl Iterator<Item = (f64, f64)>, from: i32, to: i32) -> RequantizationSpec {
         let mut spec = RequantizationSpec::default();
         for (step, bias) in constants {
             let (m, b, s) = match self.options.scales {

@@ -135,7 +135,8 @@ pub fn quantize(graph: &FloatGraph, images: &[Rgb], options: &Options) -> Result
     // Tensors of 8 bits whose values are new: neither moved, selected nor still to be clamped.
     let largest = (0..counts.len()).map(|node| {
         let op = &equalized.graph.nodes[node].op;
-        let moved = matches!(op, FloatOp::Image | FloatOp::Concat) || prepare::passes(op) && !matches!(op, FloatOp::Clip { .. });
+        let moved = matches!(op, FloatOp::Image | FloatOp::Concat)
+            || prepare::passes(op) && !matches!(op, FloatOp::Clip { .. });
         let counts_here = equalized.elements[node] != Element::I16 && !moved && equalized.clamp(node).is_none();
         let seen = (0..counts[node]).map(|k| statistics[node].magnitude(k) * factors.of(node, k));
         counts_here.then(|| seen.fold(1e-9, f64::max))
@@ -143,7 +144,8 @@ pub fn quantize(graph: &FloatGraph, images: &[Rgb], options: &Options) -> Result
     let histograms = statistics::histograms(&equalized.graph, images, &largest.collect::<Vec<_>>())?;
     let exponents = scales::choose(&equalized, &histograms, &statistics, &mut factors, options);
     let scaled = factors.apply(&prepared);
-    let source = emit::Source { scaled: &scaled, factors: &factors, statistics: &statistics, exponents: &exponents, options };
+    let source =
+        emit::Source { scaled: &scaled, factors: &factors, statistics: &statistics, exponents: &exponents, options };
     let emitted = emit::emit(&source, String::new())?;
     Ok(Quantized { spec: emitted.spec, scaled: scaled.graph, origin: emitted.origin })
 }

@@ -133,7 +133,8 @@ fn fold_affines(graph: &mut FloatGraph) {
         let inputs = rebuild.inputs(node);
         if let (FloatOp::Affine { scale, offset }, &[from]) = (&node.op, &node.inputs[..]) {
             let before = &mut rebuild.nodes[inputs[0]].op;
-            let linear = matches!(before, FloatOp::Conv { .. } | FloatOp::ConvTranspose { .. } | FloatOp::Affine { .. });
+            let linear =
+                matches!(before, FloatOp::Conv { .. } | FloatOp::ConvTranspose { .. } | FloatOp::Affine { .. });
             if linear && readers[from] == 1 {
                 scale_output(before, |k| scale[k].into(), |k| offset[k].into());
                 rebuild.place.push(inputs[0]);
@@ -167,7 +168,10 @@ fn centre_image(graph: &mut FloatGraph) {
                 scale_input(&mut op, |c| scale[c]);
             } else if !matches!(op, FloatOp::Resize { .. } if inputs[0] != 0) {
                 let original = *image.get_or_insert_with(|| {
-                    let op = FloatOp::Affine { scale: scale.map(|v| v as f32).into(), offset: offset.map(|v| v as f32).into() };
+                    let op = FloatOp::Affine {
+                        scale: scale.map(|v| v as f32).into(),
+                        offset: offset.map(|v| v as f32).into(),
+                    };
                     rebuild.push("image.normalized".into(), op, vec![0])
                 });
                 inputs.iter_mut().filter(|input| **input == 0).for_each(|input| *input = original);

@@ -95,7 +95,8 @@ impl Factors {
             let known = group_of.entry(class[at]).or_insert(group);
             *known = group.min(*known);
         });
-        let still: std::collections::BTreeSet<usize> = (0..total).filter(|&at| fixed[at]).map(|at| group_of[&class[at]]).collect();
+        let still: std::collections::BTreeSet<usize> =
+            (0..total).filter(|&at| fixed[at]).map(|at| group_of[&class[at]]).collect();
         let group = class.iter().map(|class| Some(group_of[class]).filter(|group| !still.contains(group))).collect();
         Factors { first, class, group, factor: vec![1.0; total] }
     }
@@ -150,7 +151,8 @@ impl Factors {
             let (class, Some(group)) = (self.class[at], self.group[at]) else { continue };
             let usable = range[class] > 1e-12 && largest[&group] > 1e-12;
             // A channel that is never anything takes part in nothing.
-            self.factor[at] = if usable { (fill(class) / largest[&group] / range[class]).clamp(1e-9, 1e9) } else { 1.0 };
+            self.factor[at] =
+                if usable { (fill(class) / largest[&group] / range[class]).clamp(1e-9, 1e9) } else { 1.0 };
         }
     }
 
@@ -236,7 +238,10 @@ pub fn choose(
         let largest = members.iter().filter_map(|&node| histograms[node].as_ref()).fold(0f64, |a, h| a.max(h.largest));
         let top = (largest.max(1e-9) * 2.0 / 127.0).log2().ceil() as i32;
         // From no clipping at all downwards.
-        (top - 9..=top).rev().map(|exponent| (error(exponent), exponent)).fold((f64::INFINITY, top), |a, b| if b.0 < a.0 { b } else { a })
+        (top - 9..=top)
+            .rev()
+            .map(|exponent| (error(exponent), exponent))
+            .fold((f64::INFINITY, top), |a, b| if b.0 < a.0 { b } else { a })
     };
     for _ in 0..2 {
         for group in chosen.keys().copied().collect::<Vec<_>>() {
@@ -265,7 +270,8 @@ pub fn choose(
             (None, _) => {
                 let members = (0..nodes.len()).filter(|&other| tied.find(other) == tied.find(node));
                 let seen = |member: usize| {
-                    let magnitudes = (0..counts[member]).map(|k| statistics[member].magnitude(k) * factors.of(member, k));
+                    let magnitudes =
+                        (0..counts[member]).map(|k| statistics[member].magnitude(k) * factors.of(member, k));
                     magnitudes.fold(1e-9, f64::max)
                 };
                 let largest = members.map(seen).fold(1e-9, f64::max) * 1.25;

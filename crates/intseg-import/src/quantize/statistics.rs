@@ -102,7 +102,8 @@ impl Histogram {
             let beyond = (bin as f64 + 0.5) * width - limit;
             if beyond > 0.0 { inside.max(beyond * beyond) } else { inside }
         };
-        let sum: f64 = self.counts.iter().enumerate().filter(|(_, n)| **n > 0).map(|(bin, &n)| n as f64 * error(bin)).sum();
+        let sum: f64 =
+            self.counts.iter().enumerate().filter(|(_, n)| **n > 0).map(|(bin, &n)| n as f64 * error(bin)).sum();
         sum / self.power.max(f64::MIN_POSITIVE)
     }
 
