@@ -7,6 +7,7 @@
 use crate::data::DataError;
 use crate::data::image::write_atomically;
 use crate::network::{ExponentRange, Network};
+use crate::parameter::Kind;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -18,7 +19,7 @@ const VERSION: u32 = 1;
 const KEY: &str = "intseg";
 
 /// What a checkpoint says besides its tensors.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// Steps done.
     pub step: u64,
@@ -138,10 +139,19 @@ impl Checkpoint {
         let path = path.to_owned();
         match std::fs::read(&path) {
             Err(source) => Err(CheckpointError::Read { path, source }),
-            Ok(bytes) => match header(&bytes) {
-                Err(message) => Err(CheckpointError::Unusable { path, message }),
-                Ok(header) => Ok(Checkpoint { path, bytes, header }),
-            },
+            Ok(bytes) => Self::from_bytes(bytes, &path),
+        }
+    }
+
+    /// Takes a checkpoint's bytes; `path` is for messages.
+    ///
+    /// # Errors
+    /// When they are no checkpoint, or a newer one.
+    pub fn from_bytes(bytes: Vec<u8>, path: &Path) -> Result<Self, CheckpointError> {
+        let path = path.to_owned();
+        match header(&bytes) {
+            Err(message) => Err(CheckpointError::Unusable { path, message }),
+            Ok(header) => Ok(Checkpoint { path, bytes, header }),
         }
     }
 
@@ -195,6 +205,7 @@ fn parse(bytes: &[u8], header: Header, network: &mut Network) -> Result<Progress
     if header.exponents.len() != parameters || header.ranges.len() != network.ranges.len() {
         return Err("it is of another network".into());
     }
+    check_values(&header, network, found.iter().map(|(_, data)| *data))?;
     let mut values = found.into_iter().map(|(_, data)| data);
     let i32s = |data: &[u8]| data.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b)).collect();
     for (parameter, exponent) in network.parameters().zip(&header.exponents) {
@@ -210,4 +221,106 @@ fn parse(bytes: &[u8], header: Header, network: &mut Network) -> Result<Progress
         *range = ExponentRange { current, previous };
     }
     Ok(header.progress)
+}
+
+/// The smallest and the largest exponent that training can arrive at, with room to spare.
+const EXPONENTS: std::ops::RangeInclusive<i32> = -100..=100;
+/// The largest magnitude of running statistics, in units of 2^-24.
+const LARGEST_STATISTIC: u64 = 1 << 46;
+/// The largest magnitude of a master.
+const LARGEST_MASTER: u32 = 1 << 30;
+
+/// Checks what a file with a right checksum can still say wrongly: what no training arrives at, and arithmetic is not
+/// made for.
+fn check_values<'a>(
+    header: &Header,
+    network: &mut Network,
+    mut values: impl Iterator<Item = &'a [u8]>,
+) -> Result<(), String> {
+    let forged = |name: &str, what: &str| Err(format!("{name}: {what}: no training wrote it"));
+    for (parameter, exponent) in network.parameters().zip(&header.exponents) {
+        let right = match parameter.kind {
+            Kind::Weight => EXPONENTS.contains(exponent),
+            Kind::Affine => *exponent == parameter.exponent,
+        };
+        if !right {
+            return forged(&parameter.name, "its exponent is out of range");
+        }
+        let (master, _momentum) = (values.next().unwrap_or_default(), values.next());
+        let too_large = |b: &[u8; 4]| i32::from_le_bytes(*b).unsigned_abs() > LARGEST_MASTER;
+        if master.as_chunks::<4>().0.iter().any(too_large) {
+            return forged(&parameter.name, "a value is out of range");
+        }
+    }
+    for (name, channels) in network.normalizations() {
+        let statistics = values.next().unwrap_or_default().as_chunks::<8>().0;
+        if !statistics.is_empty() && statistics.len() != 2 * channels {
+            return forged(&name, "its running statistics have the wrong length");
+        }
+        let read = |b: &[u8; 8]| i64::from_le_bytes(*b);
+        let (means, deviations) = statistics.split_at(statistics.len() / 2);
+        let mut deviations = deviations.iter().map(read);
+        let largest = means.iter().map(|b| read(b).unsigned_abs()).max().unwrap_or(0);
+        if largest > LARGEST_STATISTIC || deviations.any(|v| v < 0 || v.unsigned_abs() > LARGEST_STATISTIC) {
+            return forged(&name, "its running statistics are out of range");
+        }
+    }
+    let known = |exponent: i32| exponent == i32::MIN || EXPONENTS.contains(&exponent);
+    match header.ranges.iter().flatten().all(|&exponent| known(exponent)) {
+        true => Ok(()),
+        false => forged("activations", "an exponent is out of range"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::networks::{Settings, build};
+
+    fn network() -> Network {
+        Network::new(build("fcn8s-vgg16-bn", &Settings { width_1000: 125, ..Settings::new(3) }).unwrap(), 1).unwrap()
+    }
+
+    /// What loading says of a checkpoint of a network that was changed on purpose.
+    fn loaded(change: impl FnOnce(&mut Network)) -> Result<Progress, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, mut network) = (dir.path().join("forged.safetensors"), network());
+        change(&mut network);
+        save(&path, &mut network, &Progress::default()).unwrap();
+        Checkpoint::open(&path).unwrap().load(&mut self::network()).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn what_no_training_writes_is_refused_with_the_layers_name() {
+        let channels = |network: &mut Network| network.normalizations()[0].1;
+        assert!(loaded(|_| {}).is_ok());
+        let fine = |network: &mut Network| {
+            let channels = channels(network);
+            *network.state().next().unwrap() = vec![1 << 20; 2 * channels];
+        };
+        assert!(loaded(fine).is_ok());
+        type Change = Box<dyn Fn(&mut Network)>;
+        let state = |state: fn(usize) -> Vec<i64>| -> Change {
+            Box::new(move |network| {
+                let channels = channels(network);
+                *network.state().next().unwrap() = state(channels);
+            })
+        };
+        let parameter = |change: fn(&mut crate::parameter::Parameter)| -> Change {
+            Box::new(move |network| network.parameters().take(2).for_each(change))
+        };
+        let forgeries: [(Change, [&str; 2]); 7] = [
+            (state(|c| vec![0; c]), ["conv1_1.bn", "wrong length"]),
+            (state(|c| vec![-1; 2 * c]), ["conv1_1.bn", "out of range"]),
+            (state(|c| vec![i64::MAX; 2 * c]), ["conv1_1.bn", "out of range"]),
+            (parameter(|p| p.exponent = 4000), ["conv1_1.weight", "its exponent"]),
+            (parameter(|p| p.exponent = i32::MIN), ["conv1_1.weight", "its exponent"]),
+            (parameter(|p| p.master[3] = i32::MIN), ["conv1_1.weight", "a value"]),
+            (Box::new(|network| network.ranges[1].current = 2000), ["activations", "an exponent"]),
+        ];
+        for (change, parts) in forgeries {
+            let error = loaded(change).unwrap_err();
+            assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+        }
+    }
 }

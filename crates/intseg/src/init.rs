@@ -127,10 +127,7 @@ impl Start {
             return Err(InitError::NothingFits { file, network: wanted });
         }
         let names = stateful(&network.graph);
-        let channels: BTreeMap<String, usize> = network
-            .parameters()
-            .filter_map(|p| p.name.strip_suffix(".gamma").map(|node| (node.to_owned(), p.master.len())))
-            .collect();
+        let channels: BTreeMap<String, usize> = network.normalizations().into_iter().collect();
         for (name, state) in names.into_iter().zip(network.state()) {
             let fits = |found: &Vec<i64>| found.is_empty() || Some(found.len()) == channels.get(&name).map(|c| 2 * c);
             if let Some(found) = self.statistics.remove(&name).filter(fits) {

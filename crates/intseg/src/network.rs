@@ -213,6 +213,14 @@ impl Network {
         self.layers.iter_mut().filter_map(Layer::operator).flat_map(|operator| operator.state())
     }
 
+    /// The name of every normalisation in the graph's order, and its channels: those of [`Network::state`].
+    pub fn normalizations(&mut self) -> Vec<(String, usize)> {
+        let scales = self
+            .parameters()
+            .filter_map(|p| p.name.strip_suffix(".gamma").map(|node| (node.to_owned(), p.master.len())));
+        scales.collect()
+    }
+
     /// Every layer's exponents and saturation.
     pub fn layer_states(&self) -> Vec<LayerState> {
         let state = |((node, layer), range): ((&crate::graph::Node, &Layer), &ExponentRange)| {
