@@ -24,6 +24,7 @@
 #![forbid(unsafe_code)]
 
 pub mod arch;
+pub mod export;
 pub mod float;
 pub mod graph;
 mod names;

@@ -1,4 +1,4 @@
-//! The messages of ONNX that a network's graph and weights take, by hand: `onnx.proto` has many more.
+//! The messages of ONNX that a network's graph and weights take, read and written, by hand: `onnx.proto` has many more.
 //!
 //! A field that is left out here is skipped when a file is decoded. Those whose presence would change the meaning are
 //! kept, so that it can be refused: external data, sparse initialisers, functions.
@@ -12,15 +12,35 @@ pub struct Model {
     /// The version of the container.
     #[prost(int64, tag = "1")]
     pub ir_version: i64,
+    /// The program that wrote it.
+    #[prost(string, tag = "2")]
+    pub producer_name: String,
+    /// That program's version.
+    #[prost(string, tag = "3")]
+    pub producer_version: String,
     /// The network.
     #[prost(message, optional, tag = "7")]
     pub graph: Option<Graph>,
     /// The versions of the operator sets in use.
     #[prost(message, repeated, tag = "8")]
     pub opset_import: Vec<OperatorSet>,
+    /// What else the writer says.
+    #[prost(message, repeated, tag = "14")]
+    pub metadata_props: Vec<Entry>,
     /// Operators defined by the model itself.
     #[prost(message, repeated, tag = "25")]
     pub functions: Vec<Function>,
+}
+
+/// A key with its value.
+#[derive(Clone, PartialEq, Message)]
+pub struct Entry {
+    /// The key.
+    #[prost(string, tag = "1")]
+    pub key: String,
+    /// The value.
+    #[prost(string, tag = "2")]
+    pub value: String,
 }
 
 /// A version of a set of operators.
@@ -116,6 +136,9 @@ pub struct Attribute {
     /// Integers.
     #[prost(int64, repeated, tag = "8")]
     pub ints: Vec<i64>,
+    /// Which of the fields: 1 is a float, 2 an integer, 3 a string, 4 a tensor, 6 floats, 7 integers.
+    #[prost(int32, tag = "20")]
+    pub r#type: i32,
 }
 
 /// A tensor: its values are in `raw_data` or in the field of their type.

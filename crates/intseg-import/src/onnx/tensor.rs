@@ -6,16 +6,17 @@ use crate::read::values::{Element, bf16_value, f16_value, finite};
 use crate::read::{Problem, TensorFault};
 use crate::tensor::FloatTensor;
 
-const FLOAT: i32 = 1;
-const UINT8: i32 = 2;
-const INT8: i32 = 3;
+// ONNX's numbers of the types of elements.
+pub const FLOAT: i32 = 1;
+pub const UINT8: i32 = 2;
+pub const INT8: i32 = 3;
 const UINT16: i32 = 4;
-const INT16: i32 = 5;
-const INT32: i32 = 6;
-const INT64: i32 = 7;
+pub const INT16: i32 = 5;
+pub const INT32: i32 = 6;
+pub const INT64: i32 = 7;
 const BOOL: i32 = 9;
 const FLOAT16: i32 = 10;
-const DOUBLE: i32 = 11;
+pub const DOUBLE: i32 = 11;
 const UINT32: i32 = 12;
 const UINT64: i32 = 13;
 const BFLOAT16: i32 = 16;

@@ -1,0 +1,80 @@
+//! A channel's multiplier, bias and shift as real numbers.
+
+use super::power;
+use intseg_runtime::{Conv, Requantization};
+
+/// The least scale, in units of outputs a unit of sums: with it a bias that matters fits 32 bits.
+const LEAST_SCALE: i32 = -21;
+
+/// What becomes of a sum: `sum · scale + bias` in units of the output, once `weights` have been rescaled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Channel {
+    /// Output units a unit of sums; positive.
+    pub scale: f64,
+    /// What weights are multiplied by: 1, −1 where the multiplier was negative, or less where it was tiny.
+    pub weights: f64,
+    /// The bias in output units.
+    pub bias: f64,
+}
+
+impl Channel {
+    /// Each channel of a requantisation, with positive scales that a bias of 32 bits can be in units of.
+    pub fn all(requantization: &Requantization) -> Vec<Channel> {
+        let least = power(LEAST_SCALE);
+        affine(requantization)
+            .map(|(multiplier, bias)| match multiplier.abs() >= least {
+                true => Channel { scale: multiplier.abs(), weights: multiplier.signum(), bias },
+                false => Channel { scale: least, weights: multiplier / least, bias },
+            })
+            .collect()
+    }
+
+    /// A weight in the channel's units.
+    pub fn weight(&self, weight: i8) -> i8 {
+        (f64::from(weight) * self.weights).round_ties_even() as i8
+    }
+
+    /// The bias in units of sums, held where adding any of the channel's sums cannot wrap: outputs are saturated there.
+    pub fn integer_bias(&self, largest_sum: i64) -> i32 {
+        let room = (i64::from(i32::MAX) - largest_sum).max(0) as f64;
+        (self.bias / self.scale).round_ties_even().clamp(-room, room) as i32
+    }
+}
+
+/// Each channel's multiplier and bias in units of the output.
+pub fn affine(requantization: &Requantization) -> impl Iterator<Item = (f64, f64)> {
+    let shifts = requantization.shifts().iter().map(|&shift| power(-i32::from(shift)));
+    let channels = requantization.multipliers().zip(requantization.biases()).zip(shifts);
+    channels.map(|((multiplier, bias), unit)| (f64::from(multiplier) * unit, bias as f64 * unit))
+}
+
+/// The weights as `[C_out, C_in, KH, KW]`, in their channels' units.
+pub fn weights(conv: &Conv, channels: &[Channel]) -> Vec<i8> {
+    let (taps, c_in, c_out) = (conv.kernel[0] * conv.kernel[1], conv.c_in, conv.c_out);
+    let mut out = Vec::with_capacity(conv.weights.len());
+    for (k, channel) in channels.iter().enumerate() {
+        for input in 0..c_in {
+            out.extend((0..taps).map(|tap| channel.weight(conv.weights[(tap * c_in + input) * c_out + k])));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bias_never_lets_a_sum_wrap() {
+        let channel = Channel { scale: power(LEAST_SCALE), weights: 1.0, bias: 1e9 };
+        assert_eq!(channel.integer_bias(1000), i32::MAX - 1000);
+        let channel = Channel { bias: -3.5, scale: 0.25, weights: 1.0 };
+        assert_eq!(channel.integer_bias(1000), -14);
+    }
+
+    #[test]
+    fn a_weight_follows_its_channels_sign_and_size() {
+        let channel = |weights| Channel { scale: 1.0, weights, bias: 0.0 };
+        assert_eq!([1.0, -1.0, 0.1, 0.0].map(|w| channel(w).weight(-127)), [-127, 127, -13, 0]);
+    }
+}
