@@ -21,7 +21,7 @@ pub enum Command {
     Eval(eval::Eval),
     /// Segment images
     Predict(predict::Predict),
-    /// Write a model for another runtime: C for devices
+    /// Write a model for another runtime: C for devices, ONNX, or weights for PyTorch
     Export(export::Export),
     /// Make a float network integer: weights or an ONNX model, and some images
     Import(import::Import),
