@@ -1,10 +1,14 @@
 //! A channel's multiplier, bias and shift as real numbers.
 
 use super::power;
+use std::cmp::Ordering;
 use intseg_runtime::{Conv, Requantization};
 
 /// The least scale, in units of outputs a unit of sums: with it a bias that matters fits 32 bits.
 const LEAST_SCALE: i32 = -21;
+
+/// How much finer units may be: sums stay far from 24 bits.
+const MOST_TIMES: u32 = 16;
 
 /// What becomes of a sum: `sum · scale + bias` in units of the output, once `weights` have been rescaled.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,15 +33,44 @@ impl Channel {
             .collect()
     }
 
+    /// The channel with finer units: as many times finer as its largest weight leaves room for and as its bias is
+    /// closest to a whole number of them.
+    pub fn finer(self, largest_weight: u32) -> Channel {
+        let most = (127 / largest_weight.max(1)).min(MOST_TIMES);
+        let error = |times: u32| {
+            let bias = self.bias / self.scale * f64::from(times);
+            (bias - bias.round_ties_even()).abs() / f64::from(times)
+        };
+        // The first of several: a bias of whole units stays one.
+        let times = (1..=most).min_by(|&a, &b| error(a).total_cmp(&error(b))).map_or(1.0, f64::from);
+        Channel { scale: self.scale / times, weights: self.weights * times, bias: self.bias }
+    }
+
     /// A weight in the channel's units.
     pub fn weight(&self, weight: i8) -> i8 {
         (f64::from(weight) * self.weights).round_ties_even() as i8
     }
 
-    /// The bias in units of sums, held where adding any of the channel's sums cannot wrap: outputs are saturated there.
+    /// The bias in units of sums, held where adding any of the channel's sums cannot wrap: outputs are
+    /// saturated there.
     pub fn integer_bias(&self, largest_sum: i64) -> i32 {
         let room = (i64::from(i32::MAX) - largest_sum).max(0) as f64;
         (self.bias / self.scale).round_ties_even().clamp(-room, room) as i32
+    }
+}
+
+/// A scale as a 32-bit float. The nearest one is often a rounder number than the scale, at which many products lie
+/// halfway between two integers: then its neighbour on the scale's side is taken, so that they round as they should.
+pub fn scale_f32(scale: f64) -> f32 {
+    const ROUND_BITS: u32 = 8;
+    let nearest = scale as f32;
+    if nearest.to_bits().trailing_zeros() < ROUND_BITS || !nearest.is_normal() {
+        return nearest;
+    }
+    match f64::from(nearest).abs().total_cmp(&scale.abs()) {
+        Ordering::Less => f32::from_bits(nearest.to_bits() + 1),
+        Ordering::Equal => nearest,
+        Ordering::Greater => f32::from_bits(nearest.to_bits() - 1),
     }
 }
 

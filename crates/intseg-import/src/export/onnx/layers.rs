@@ -89,7 +89,21 @@ impl<'a> Layers<'a> {
     }
 
     fn conv(&mut self, node: &Node, conv: &Conv, input: &str) -> String {
-        let channels = Channel::all(&conv.requantization);
+        let mut channels = Channel::all(&conv.requantization);
+        if node.element == Element::U8 {
+            for (k, channel) in channels.iter_mut().enumerate() {
+                let largest = conv.weights.iter().skip(k).step_by(conv.c_out).map(|&w| u32::from(channel.weight(w).unsigned_abs())).max();
+                *channel = channel.finer(largest.unwrap_or(0));
+            }
+            let e = channels.iter().map(|c| { let b = c.bias/c.scale; (b-b.round()).abs()*c.scale }).sum::<f64>() / channels.len() as f64;
+            let m = channels.iter().map(|c| c.scale).sum::<f64>() / channels.len() as f64;
+            eprintln!("{} e {e:.6} scale {m:.5}", node.name);
+        }
+        let n = node.input(0);
+        let mode = std::env::var("FL").unwrap_or_default();
+        if node.element == Element::U8 && (mode == "all" || mode == "image" && n == 0 || mode == "two" && n < 2) {
+            return self.exact(node, conv, input, &channels);
+        }
         let weights = channel::weights(conv, &channels);
         let exponent = self.exponents[node.input(0)];
         let taps = conv.kernel[0] * conv.kernel[1] * conv.c_in;
@@ -120,9 +134,31 @@ impl<'a> Layers<'a> {
         self.rectified(node, sums)
     }
 
+    fn exact(&mut self, node: &Node, conv: &Conv, input: &str, channels: &[Channel]) -> String {
+        let weights = channel::weights(conv, channels);
+        let shape = [conv.c_out, conv.c_in, conv.kernel[0], conv.kernel[1]];
+        let exponent = self.exponents[node.input(0)];
+        let weights = self.dequantized(&part(node, "weight"), &shape, Values::I8(weights), &vec![power(-exponent); conv.c_out]);
+        let attributes = vec![
+            ints("dilations", conv.dilation),
+            ints("kernel_shape", conv.kernel),
+            ints("pads", conv.padding.into_iter().chain(conv.padding)),
+            ints("strides", conv.stride),
+        ];
+        let sums = self.builder.node("Conv", &part(node, "conv"), &[input, &weights], attributes);
+        let f = channels.iter().map(|c| channel::scale_f32(c.scale * power(node.exponent))).collect();
+        let b = channels.iter().map(|c| (c.bias * power(node.exponent)) as f32).collect();
+        let shape = [1, conv.c_out, 1, 1];
+        let factors = self.builder.constant(&part(node, "factors"), &shape, Values::F32(f));
+        let offsets = self.builder.constant(&part(node, "offsets"), &shape, Values::F32(b));
+        let scaled = self.builder.node("Mul", &part(node, "scaled"), &[&sums, &factors], vec![]);
+        let moved = self.builder.node("Add", &part(node, "affine"), &[&scaled, &offsets], vec![]);
+        self.rectified(node, moved)
+    }
+
     /// A constant of integers, one scale for each of its first dimension.
     fn dequantized(&mut self, name: &str, shape: &[usize], values: Values, scales: &[f64]) -> String {
-        let scales = scales.iter().map(|&scale| scale as f32).collect();
+        let scales = scales.iter().map(|&scale| channel::scale_f32(scale)).collect();
         let scale = self.builder.constant(&format!("{name}_scale"), &shape[..1], Values::F32(scales));
         let integers = self.builder.constant(&format!("{name}_quantized"), shape, values);
         self.builder.node("DequantizeLinear", name, &[&integers, &scale], vec![int("axis", 0)])
@@ -132,7 +168,7 @@ impl<'a> Layers<'a> {
         let exponent = self.exponents[node.input(0)];
         let (mut factors, mut offsets) = (Vec::new(), Vec::new());
         for (multiplier, bias) in channel::affine(requantization) {
-            factors.push((multiplier * power(node.exponent - exponent)) as f32);
+            factors.push(channel::scale_f32(multiplier * power(node.exponent - exponent)));
             offsets.push((bias * power(node.exponent)) as f32);
         }
         let shape = [1, factors.len(), 1, 1];
