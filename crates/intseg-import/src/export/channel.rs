@@ -1,8 +1,8 @@
 //! A channel's multiplier, bias and shift as real numbers.
 
 use super::power;
-use std::cmp::Ordering;
 use intseg_runtime::{Conv, Requantization};
+use std::cmp::Ordering;
 
 /// The least scale, in units of outputs a unit of sums: with it a bias that matters fits 32 bits.
 const LEAST_SCALE: i32 = -21;
@@ -36,6 +36,9 @@ impl Channel {
     /// The channel with finer units: as many times finer as its largest weight leaves room for and as its bias is
     /// closest to a whole number of them.
     pub fn finer(self, largest_weight: u32) -> Channel {
+        if self.weights.abs() != 1.0 {
+            return self;
+        }
         let most = (127 / largest_weight.max(1)).min(MOST_TIMES);
         let error = |times: u32| {
             let bias = self.bias / self.scale * f64::from(times);
@@ -83,14 +86,45 @@ pub fn affine(requantization: &Requantization) -> impl Iterator<Item = (f64, f64
 
 /// The weights as `[C_out, C_in, KH, KW]`, in their channels' units.
 pub fn weights(conv: &Conv, channels: &[Channel]) -> Vec<i8> {
-    let (taps, c_in, c_out) = (conv.kernel[0] * conv.kernel[1], conv.c_in, conv.c_out);
+    let taps = conv.kernel[0] * conv.kernel[1];
     let mut out = Vec::with_capacity(conv.weights.len());
     for (k, channel) in channels.iter().enumerate() {
-        for input in 0..c_in {
-            out.extend((0..taps).map(|tap| channel.weight(conv.weights[(tap * c_in + input) * c_out + k])));
+        for input in 0..conv.c_in {
+            out.extend((0..taps).map(|tap| channel.weight(weight(conv, tap, input, k))));
         }
     }
     out
+}
+
+/// A transposed convolution's weights as `[C_in, C_out, KH, KW]`, in their channels' units.
+pub fn transposed_weights(conv: &Conv, channels: &[Channel]) -> Vec<i8> {
+    let taps = conv.kernel[0] * conv.kernel[1];
+    let mut out = Vec::with_capacity(conv.weights.len());
+    for input in 0..conv.c_in {
+        for (k, channel) in channels.iter().enumerate() {
+            out.extend((0..taps).map(|tap| channel.weight(weight(conv, tap, input, k))));
+        }
+    }
+    out
+}
+
+/// Each output channel's largest weight.
+pub fn largest_weights(conv: &Conv) -> Vec<u32> {
+    let taps = conv.kernel[0] * conv.kernel[1];
+    let each = |k| (0..taps).flat_map(move |tap| (0..conv.c_in).map(move |input| weight(conv, tap, input, k)));
+    (0..conv.c_out).map(|k| each(k).map(|w| w.unsigned_abs().into()).max().unwrap_or(0)).collect()
+}
+
+/// The largest magnitude of a filter's sums.
+pub fn largest_sum(filter: &[i8]) -> i64 {
+    filter.iter().map(|&w| i64::from(w.unsigned_abs())).sum::<i64>() * 255
+}
+
+fn weight(conv: &Conv, tap: usize, input: usize, output: usize) -> i8 {
+    match conv.transposed {
+        None => conv.weights[(tap * conv.c_in + input) * conv.c_out + output],
+        Some(_) => conv.weights[(tap * conv.c_out + output) * conv.c_in + input],
+    }
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
 //! A model's weights as 32-bit floats, for PyTorch.
 //!
-//! `NAME.weight`, `[C_out, C_in, KH, KW]`, and `NAME.bias` are those of a convolution whose input and output are in real
+//! `NAME.weight`, `[C_out, C_in, KH, KW]` (`[C_in, C_out, KH, KW]` of a transposed convolution), and `NAME.bias` are those of a convolution whose input and output are in real
 //! values: batch normalisation is folded into them. A folded batch normalisation of a residual stream has `NAME.weight`
 //! and `NAME.bias` of `[C]`. The image in real values is `(v − 128) / 128`. The metadata has each node's exponent:
 //! a real value is an integer times `2^exponent`.
 
-use super::channel::{affine, weights};
+use super::channel::{affine, transposed_weights, weights};
 use super::{ExportError, MAX_EXPONENT, channel::Channel, power};
 use intseg::fold::Metadata;
 use intseg_runtime::{Model, Node, Op};
@@ -38,9 +38,9 @@ pub fn export(model: &Model, metadata: &Metadata) -> Result<Vec<u8>, ExportError
         .into_iter()
         .map(|(name, (shape, data))| (name, shape, data.iter().flat_map(|v: &f32| v.to_le_bytes()).collect()))
         .collect();
-    let views = encoded.iter().map(|(name, shape, data)| {
-        TensorView::new(Dtype::F32, shape.clone(), data).map(|view| (name.as_str(), view))
-    });
+    let views = encoded
+        .iter()
+        .map(|(name, shape, data)| TensorView::new(Dtype::F32, shape.clone(), data).map(|view| (name.as_str(), view)));
     let views = views.collect::<Result<Vec<_>, _>>()?;
     Ok(serialize(views, Some(described(metadata, &exponents)))?)
 }
@@ -64,13 +64,17 @@ fn parameters(node: &Node, input: i32) -> Option<Parameters> {
         Op::Conv(conv) => {
             let plain = vec![Channel { scale: 1.0, weights: 1.0, bias: 0.0 }; conv.c_out];
             let channels: Vec<(f64, f64)> = affine(&conv.requantization).collect();
-            let filter = conv.kernel[0] * conv.kernel[1] * conv.c_in;
-            let weights = weights(conv, &plain);
-            let real = weights.chunks_exact(filter).zip(&channels).flat_map(|(weights, &(multiplier, _))| {
-                weights.iter().map(move |&w| (f64::from(w) * multiplier * ratio) as f32)
-            });
+            let taps = conv.kernel[0] * conv.kernel[1];
+            let (weights, first, filter) = match conv.transposed {
+                None => (weights(conv, &plain), [conv.c_out, conv.c_in], taps * conv.c_in),
+                Some(_) => (transposed_weights(conv, &plain), [conv.c_in, conv.c_out], taps),
+            };
+            let real =
+                weights.chunks_exact(filter).zip(channels.iter().cycle()).flat_map(|(weights, &(multiplier, _))| {
+                    weights.iter().map(move |&w| (f64::from(w) * multiplier * ratio) as f32)
+                });
             let bias = channels.iter().map(|&(_, bias)| (bias * power(node.exponent)) as f32).collect();
-            Some((vec![conv.c_out, conv.c_in, conv.kernel[0], conv.kernel[1]], real.collect(), bias))
+            Some((vec![first[0], first[1], conv.kernel[0], conv.kernel[1]], real.collect(), bias))
         }
         Op::Affine(requantization) => {
             let scale = |(multiplier, bias)| ((multiplier * ratio) as f32, (bias * power(node.exponent)) as f32);

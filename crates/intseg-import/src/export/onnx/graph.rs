@@ -146,7 +146,10 @@ mod tests {
     #[test]
     fn names_are_unique_and_scalars_shared() {
         let mut builder = Builder::default();
-        assert_eq!(["a", "a", "", "a"].map(|name| builder.node("Relu", name, &[], vec![])), ["a", "a_2", "layer", "a_3"]);
+        assert_eq!(
+            ["a", "a", "", "a"].map(|name| builder.node("Relu", name, &[], vec![])),
+            ["a", "a_2", "layer", "a_3"]
+        );
         let scalar = |builder: &mut Builder| builder.scalar("a", Values::F32(vec![2.0]));
         assert_eq!([scalar(&mut builder), scalar(&mut builder)], ["a_4", "a_4"]);
         assert_eq!(builder.graph.initializer.len(), 1);

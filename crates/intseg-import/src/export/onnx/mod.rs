@@ -8,9 +8,10 @@
 //! one scale a channel, which carries the channel's multiplier; biases are i32 in units of sums. Residual streams and
 //! logits are i16.
 //!
-//! What differs from the executor: a bias is rounded to whole units of sums, and a multiplier to 24 bits. Where
-//! multipliers are powers of two and biases whole units, every operator's result is exact.
+//! What differs from the executor: multipliers have 24 bits, and with [`Precision::Fused`] biases are whole units of
+//! sums. Where multipliers are powers of two and biases whole units, every operator's result is exact.
 
+mod conv;
 mod graph;
 mod layers;
 mod resize;
@@ -33,11 +34,26 @@ const IR_VERSION: i64 = 10;
 /// What protobuf can hold.
 const MAX_BYTES: usize = i32::MAX as usize;
 
+/// How convolutions are written whose results have 8 bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// So that a runtime can fuse them into integer operators, whose biases are whole units of sums.
+    #[default]
+    Fused,
+    /// With scale and bias behind the exact sums, as the executor has them: in floats, at a half or third of the speed.
+    Exact,
+}
+
 /// Writes a model for images of `[rows, columns]` as ONNX. The same bytes for the same model, always.
 ///
 /// # Errors
 /// When the model cannot run at that size, or has what ONNX cannot say.
-pub fn export(model: &Model, metadata: &Metadata, size: [usize; 2]) -> Result<Vec<u8>, ExportError> {
+pub fn export(
+    model: &Model,
+    metadata: &Metadata,
+    size: [usize; 2],
+    precision: Precision,
+) -> Result<Vec<u8>, ExportError> {
     let mut slots = vec![Slot::default(); model.len()];
     let ctx = Context { isa: Isa::Scalar, pool: &Inline };
     let refused = |e: intseg_runtime::PlanError| ExportError::Size { size, problem: e.to_string() };
@@ -45,13 +61,13 @@ pub fn export(model: &Model, metadata: &Metadata, size: [usize; 2]) -> Result<Ve
     let shapes: Vec<Shape> = plan.slots.iter().map(|slot| slot.shape).collect();
     let mut builder = Builder::default();
     builder.reserve(CLASS_MAP);
-    let mut layers = Layers::new(&mut builder, &shapes, model.align_corners);
+    let mut layers = Layers::new(&mut builder, precision, &shapes);
     for node in model.nodes() {
         if node.exponent.unsigned_abs() > MAX_EXPONENT {
             let problem = "its exponent is beyond ±40, where scales leave 32-bit floats";
             return Err(ExportError::Layer { name: node.name.into(), problem });
         }
-        layers.add(&node)?;
+        layers.add(&node);
     }
     let graph = classify(model, layers.into_values(), &shapes, builder);
     let file = file(graph, metadata);

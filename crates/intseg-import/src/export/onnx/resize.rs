@@ -62,7 +62,8 @@ impl Bilinear<'_> {
     fn sums(&self, builder: &mut Builder, shift: u32) -> (String, f64) {
         let mut taps = vec![Tap::default(); self.to[0] + self.to[1]];
         let (rows, columns) = taps.split_at_mut(self.to[0]);
-        let denominators = [axis(rows, self.from.h, self.align_corners), axis(columns, self.from.w, self.align_corners)];
+        let denominators =
+            [axis(rows, self.from.h, self.align_corners), axis(columns, self.from.w, self.align_corners)];
         let unit = power(-self.exponent - shift as i32);
         let rows = matrix(rows, denominators[0], self.from.h, unit);
         let columns = transposed(&matrix(columns, denominators[1], self.from.w, 1.0), self.from.w);
@@ -100,6 +101,23 @@ impl Bilinear<'_> {
             _ => builder.node("Floor", self.name, &[&sums], vec![]),
         }
     }
+}
+
+/// Output `o` is input `⌊o · in / out⌋`: at integer factors as one operator, elsewhere picked by index.
+pub fn nearest(builder: &mut Builder, input: &str, name: &str, from: Shape, to: Shape) -> String {
+    if to.h.is_multiple_of(from.h) && to.w.is_multiple_of(from.w) {
+        let sizes = [1, to.c, to.h, to.w].map(|size| size as i64).to_vec();
+        let sizes = builder.constant(&format!("{name}/sizes"), &[4], Values::I64(sizes));
+        let mode = [("coordinate_transformation_mode", "asymmetric"), ("mode", "nearest"), ("nearest_mode", "floor")];
+        let attributes = mode.map(|(name, value)| text(name, value)).to_vec();
+        return builder.node("Resize", name, &[input, "", "", &sizes], attributes);
+    }
+    let axes = [("rows", 2, from.h, to.h), ("columns", 3, from.w, to.w)];
+    axes.into_iter().fold(input.to_owned(), |value, (part, axis, size, out)| {
+        let indices = (0..out).map(|o| (o * size / out) as i64).collect();
+        let indices = builder.constant(&format!("{name}/{part}_indices"), &[out], Values::I64(indices));
+        builder.node("Gather", &format!("{name}/{part}"), &[&value, &indices], vec![int("axis", axis)])
+    })
 }
 
 /// The integer weights of an axis, `[outputs, size]`, times `unit`.

@@ -1,0 +1,126 @@
+//! Convolutions and affine maps: operators with constants of their own.
+
+use super::Precision;
+use super::graph::{Values, int, ints};
+use super::layers::{Layers, part};
+use crate::export::channel::{self, Channel, scale_f32};
+use crate::export::power;
+use intseg_runtime::{Conv, Element, Node, Requantization};
+
+/// Biases of unfused convolutions beyond this many output units are saturated anyway.
+const LARGEST_BIAS: i32 = 20;
+
+impl Layers<'_> {
+    /// A convolution with its scale and bias.
+    pub(super) fn conv(&mut self, node: &Node, conv: &Conv, input: &str) -> String {
+        let mut channels = Channel::all(&conv.requantization);
+        let narrow = node.element != Element::I16;
+        let sums = match (conv.transposed, self.precision) {
+            (Some(extra), _) => self.transposed(node, conv, &channels, extra, input),
+            (None, Precision::Exact) if narrow => return self.unfused(node, conv, &channels, input),
+            (None, _) => {
+                if narrow {
+                    let largest = channel::largest_weights(conv);
+                    channels.iter_mut().zip(largest).for_each(|(channel, largest)| *channel = channel.finer(largest));
+                }
+                self.fused(node, conv, &channels, narrow, input)
+            }
+        };
+        self.rectified(node, sums)
+    }
+
+    /// One operator that ONNX Runtime runs in integers, if 8 bits follow it: then the bias is integers too.
+    fn fused(&mut self, node: &Node, conv: &Conv, channels: &[Channel], narrow: bool, input: &str) -> String {
+        let exponent = self.exponent(node.input(0));
+        let weights = channel::weights(conv, channels);
+        let scales: Vec<f64> = channels.iter().map(|c| c.scale * power(node.exponent - exponent)).collect();
+        let bias = match narrow {
+            true => {
+                let filters = channels.iter().zip(weights.chunks_exact(conv.kernel[0] * conv.kernel[1] * conv.c_in));
+                let bias =
+                    filters.map(|(channel, filter)| channel.integer_bias(channel::largest_sum(filter))).collect();
+                let units: Vec<f64> = scales.iter().map(|&scale| scale * power(exponent)).collect();
+                self.dequantized(&part(node, "bias"), [&[conv.c_out], &[]], Values::I32(bias), &units)
+            }
+            false => self.float_bias(node, channels),
+        };
+        let shape = [conv.c_in, conv.kernel[0], conv.kernel[1]];
+        let weights = self.dequantized(&part(node, "weight"), [&[conv.c_out], &shape], Values::I8(weights), &scales);
+        self.builder.node("Conv", &part(node, "conv"), &[input, &weights, &bias], window(conv))
+    }
+
+    /// Exact integer sums as floats, and then scale and bias: what the executor computes, up to 24 bits.
+    fn unfused(&mut self, node: &Node, conv: &Conv, channels: &[Channel], input: &str) -> String {
+        let units = vec![power(-self.exponent(node.input(0))); conv.c_out];
+        let weights = Values::I8(channel::weights(conv, channels));
+        let shape = [conv.c_in, conv.kernel[0], conv.kernel[1]];
+        let weights = self.dequantized(&part(node, "weight"), [&[conv.c_out], &shape], weights, &units);
+        let sums = self.builder.node("Conv", &part(node, "conv"), &[input, &weights], window(conv));
+        let channels = channels.iter().map(|channel| (channel.scale, channel.bias)).collect();
+        self.scaled(node, channels, 0, &sums)
+    }
+
+    fn transposed(&mut self, node: &Node, conv: &Conv, channels: &[Channel], extra: [usize; 2], input: &str) -> String {
+        let exponent = self.exponent(node.input(0));
+        let scales: Vec<f64> = channels.iter().map(|c| c.scale * power(node.exponent - exponent)).collect();
+        let scales = self.scales(&part(node, "weight"), &scales);
+        let weights = Values::I8(channel::transposed_weights(conv, channels));
+        let shape = [conv.c_in, conv.c_out, conv.kernel[0], conv.kernel[1]];
+        let weights = self.builder.constant(&part(node, "weight_quantized"), &shape, weights);
+        let axis = vec![int("axis", 1)];
+        let weights = self.builder.node("DequantizeLinear", &part(node, "weight"), &[&weights, &scales], axis);
+        let bias = self.float_bias(node, channels);
+        let mut attributes = window(conv);
+        attributes.push(ints("output_padding", extra));
+        self.builder.node("ConvTranspose", &part(node, "conv"), &[input, &weights, &bias], attributes)
+    }
+
+    fn float_bias(&mut self, node: &Node, channels: &[Channel]) -> String {
+        let limit = power(LARGEST_BIAS);
+        let bias = channels.iter().map(|c| (c.bias.clamp(-limit, limit) * power(node.exponent)) as f32);
+        self.builder.constant(&part(node, "bias"), &[channels.len()], Values::F32(bias.collect()))
+    }
+
+    fn scales(&mut self, name: &str, scales: &[f64]) -> String {
+        let values = Values::F32(scales.iter().map(|&scale| scale_f32(scale)).collect());
+        self.builder.constant(&format!("{name}_scale"), &[scales.len()], values)
+    }
+
+    /// A constant of integers, one scale for each of its first dimension.
+    fn dequantized(&mut self, name: &str, shape: [&[usize]; 2], values: Values, scales: &[f64]) -> String {
+        let scale = self.scales(name, scales);
+        let integers = self.builder.constant(&format!("{name}_quantized"), &shape.concat(), values);
+        self.builder.node("DequantizeLinear", name, &[&integers, &scale], vec![int("axis", 0)])
+    }
+
+    /// A multiplier and a bias a channel.
+    pub(super) fn affine(&mut self, node: &Node, requantization: &Requantization, input: &str) -> String {
+        let exponent = self.exponent(node.input(0));
+        self.scaled(node, channel::affine(requantization).collect(), exponent, input)
+    }
+
+    /// A multiplier and a bias a channel, both in units of the output; `exponent` is that of the input's units.
+    fn scaled(&mut self, node: &Node, channels: Vec<(f64, f64)>, exponent: i32, input: &str) -> String {
+        let (factors, offsets): (Vec<f32>, Vec<f32>) = channels
+            .into_iter()
+            .map(|(scale, bias)| {
+                (scale_f32(scale * power(node.exponent - exponent)), (bias * power(node.exponent)) as f32)
+            })
+            .unzip();
+        let shape = [1, factors.len(), 1, 1];
+        let factors = self.builder.constant(&part(node, "factors"), &shape, Values::F32(factors));
+        let offsets = self.builder.constant(&part(node, "offsets"), &shape, Values::F32(offsets));
+        let scaled = self.builder.node("Mul", &part(node, "scaled"), &[input, &factors], vec![]);
+        let moved = self.builder.node("Add", &part(node, "affine"), &[&scaled, &offsets], vec![]);
+        self.rectified(node, moved)
+    }
+}
+
+fn window(conv: &Conv) -> Vec<crate::onnx::proto::Attribute> {
+    vec![
+        ints("dilations", conv.dilation),
+        ints("kernel_shape", conv.kernel),
+        ints("pads", conv.padding.into_iter().chain(conv.padding)),
+        ints("strides", conv.stride),
+    ]
+}
