@@ -65,16 +65,20 @@ impl Channel {
 /// A scale as a 32-bit float. The nearest one is often a rounder number than the scale, at which many products lie
 /// halfway between two integers: then its neighbour on the scale's side is taken, so that they round as they should.
 pub fn scale_f32(scale: f64) -> f32 {
+    let nearest = scale as f32;
+    match f64::from(nearest).abs().total_cmp(&scale.abs()) {
+        Ordering::Less if is_near_round(scale) => f32::from_bits(nearest.to_bits() + 1),
+        Ordering::Greater if is_near_round(scale) => f32::from_bits(nearest.to_bits() - 1),
+        _ => nearest,
+    }
+}
+
+/// Whether a scale is no 32-bit float, but close to one with few bits: then sums have to be exact before they are
+/// multiplied, or ties round either way.
+pub fn is_near_round(scale: f64) -> bool {
     const ROUND_BITS: u32 = 8;
     let nearest = scale as f32;
-    if nearest.to_bits().trailing_zeros() < ROUND_BITS || !nearest.is_normal() {
-        return nearest;
-    }
-    match f64::from(nearest).abs().total_cmp(&scale.abs()) {
-        Ordering::Less => f32::from_bits(nearest.to_bits() + 1),
-        Ordering::Equal => nearest,
-        Ordering::Greater => f32::from_bits(nearest.to_bits() - 1),
-    }
+    nearest.is_normal() && f64::from(nearest) != scale && nearest.to_bits().trailing_zeros() >= ROUND_BITS
 }
 
 /// Each channel's multiplier and bias in units of the output.
@@ -137,6 +141,23 @@ mod tests {
         assert_eq!(channel.integer_bias(1000), i32::MAX - 1000);
         let channel = Channel { bias: -3.5, scale: 0.25, weights: 1.0 };
         assert_eq!(channel.integer_bias(1000), -14);
+    }
+
+    #[test]
+    fn a_scale_beside_a_power_of_two_stays_on_its_side() {
+        let (below, above) = (0.25 * (1.0 - power(-30)), 0.25 * (1.0 + power(-30)));
+        assert!(f64::from(scale_f32(below)) < 0.25 && f64::from(scale_f32(above)) > 0.25);
+        assert_eq!([0.25, -0.75].map(scale_f32), [0.25, -0.75]);
+        assert_eq!(scale_f32(-below), -scale_f32(below));
+        assert_eq!(scale_f32(0.1), 0.1);
+    }
+
+    #[test]
+    fn finer_units_bring_a_bias_closer_and_leave_a_whole_one() {
+        let channel = |bias| Channel { scale: 0.5, weights: 1.0, bias };
+        assert_eq!(channel(2.0).finer(20), channel(2.0));
+        assert_eq!(channel(2.125).finer(20), Channel { scale: 0.125, weights: 4.0, bias: 2.125 });
+        assert_eq!(channel(2.125).finer(100), channel(2.125));
     }
 
     #[test]

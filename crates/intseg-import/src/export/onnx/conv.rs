@@ -15,10 +15,12 @@ impl Layers<'_> {
     pub(super) fn conv(&mut self, node: &Node, conv: &Conv, input: &str) -> String {
         let mut channels = Channel::all(&conv.requantization);
         let narrow = node.element != Element::I16;
-        let sums = match (conv.transposed, self.precision) {
-            (Some(extra), _) => self.transposed(node, conv, &channels, extra, input),
-            (None, Precision::Exact) if narrow => return self.unfused(node, conv, &channels, input),
-            (None, _) => {
+        let unfused = self.precision == Precision::Exact
+            || !narrow && channels.iter().any(|channel| channel::is_near_round(channel.scale));
+        let sums = match conv.transposed {
+            Some(extra) => self.transposed(node, conv, &channels, extra, input),
+            None if unfused => return self.unfused(node, conv, &channels, input),
+            None => {
                 if narrow {
                     let largest = channel::largest_weights(conv);
                     channels.iter_mut().zip(largest).for_each(|(channel, largest)| *channel = channel.finer(largest));
