@@ -155,3 +155,86 @@ fn the_demo_reaches_0_85_miou_in_two_minutes_on_scenes_it_never_saw() {
     assert!(answer["miou"].as_f64().unwrap() >= 0.85, "{answer}");
     assert!(answer["seconds"].as_f64().unwrap() < 120.0, "{answer}");
 }
+
+/// The shipped model's path and a JPEG's, in a folder of its own.
+fn model_and_photo() -> (String, tempfile::TempDir, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let photo = dir.path().join("photo.jpg");
+    std::fs::write(&photo, JPEG).unwrap();
+    let photo = photo.to_str().unwrap().to_owned();
+    (root().join("models/camvid-small.iseg").to_str().unwrap().to_owned(), dir, photo)
+}
+
+#[test]
+fn export_writes_the_same_onnx_and_safetensors_files_every_time() {
+    let (model, dir, _) = model_and_photo();
+    let written = |format: &[&str], name: &str| {
+        let path = dir.path().join(name);
+        let mut arguments = vec!["export", "-o", path.to_str().unwrap(), &model, "--json", "--format"];
+        arguments.extend(format);
+        let answer = intseg(arguments).json();
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!(answer["bytes"].as_u64(), Some(bytes.len() as u64));
+        bytes
+    };
+    for format in [&["onnx", "--size", "64x96"][..], &["onnx", "--size", "64x96", "--exact"], &["safetensors"]] {
+        assert!(written(format, "a") == written(format, "b"), "{format:?}");
+    }
+    let bytes = written(&["safetensors"], "c");
+    let weights = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(weights.tensor("conv1.bn.weight").unwrap().shape()[1..], [3, 3, 3]);
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let metadata = header.metadata().as_ref().unwrap();
+    let metadata: serde_json::Value = serde_json::from_str(&metadata["intseg"]).unwrap();
+    assert_eq!(metadata["exponents"]["image"], -7);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 4, "temporary files are left");
+}
+
+/// Something that stands in for Python: a shell script.
+#[cfg(unix)]
+fn python(dir: &Path, script: &str) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let path = dir.join("python");
+    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[cfg(unix)]
+#[test]
+fn verification_says_what_is_missing_or_differs() {
+    let (model, dir, photo) = model_and_photo();
+    let output = dir.path().join("model.onnx");
+    let run = |python: &str, more: &[&str]| {
+        let mut arguments = vec!["export", "--format", "onnx", "--size", "16x24", "-o", output.to_str().unwrap()];
+        arguments.extend([model.as_str(), "--verify", &photo, "--python", python]);
+        arguments.extend(more);
+        intseg(arguments)
+    };
+    run("/no/such/python", &[]).fails(1, &["/no/such/python", "--python PATH"]);
+    let bare = python(dir.path(), "echo \"No module named 'onnxruntime'\" >&2; exit 3");
+    run(&bare, &[]).fails(1, &["pip install onnxruntime numpy", "No module named"]);
+    let broken = python(dir.path(), "echo 1.0; echo 'out of luck' >&2; exit 1");
+    run(&broken, &[]).fails(1, &["ONNX Runtime failed: out of luck"]);
+    // A class that the model does not have, everywhere, in 5 microseconds.
+    let wrong =
+        "echo 1.0; head -c 384 /dev/zero | tr '\\0' '\\377'; printf '\\005\\0\\0\\0\\0\\0\\0\\0'; cat >/dev/null";
+    let wrong = python(dir.path(), wrong);
+    run(&wrong, &[]).fails(1, &["0.0000 % of the pixels are equal", "--exact"]);
+    let tolerated = run(&wrong, &["--agreement", "0", "--json"]).json();
+    assert_eq!(tolerated["verified"]["pixels"], 384);
+    assert_eq!(tolerated["verified"]["onnxruntime_ms"], 0.005);
+}
+
+#[test]
+fn export_refuses_what_its_format_does_not_have() {
+    let (model, dir, photo) = model_and_photo();
+    let output = dir.path().join("out").to_str().unwrap().to_owned();
+    let run = |arguments: &[&str]| intseg([&["export", "-o", &output, &model, "--format"], arguments].concat());
+    run(&["onnx"]).fails(2, &["required arguments"]);
+    run(&["onnx", "--size", "16x24", "--strip", "8"]).fails(2, &["--strip is for --format c"]);
+    run(&["safetensors", "--exact"]).fails(2, &["--exact is for --format onnx"]);
+    run(&["c", "--size", "16x24", "--verify", &photo]).fails(2, &["--verify is for --format onnx"]);
+    run(&["onnx", "--size", "16x24", "--verify", "/no/such/photos"]).fails(2, &["/no/such/photos"]);
+    assert!(!Path::new(&output).exists(), "nothing is written before the arguments are known to be good");
+}

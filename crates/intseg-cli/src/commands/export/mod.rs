@@ -144,8 +144,13 @@ impl Export {
             ("--verify", self.verify.is_some() && !onnx, "onnx"),
             ("--exact", self.exact && !onnx, "onnx"),
         ];
-        match flags.iter().find(|(_, wrong, _)| *wrong) {
-            Some((flag, _, format)) => Err(Usage(format!("{flag} is for --format {format}")).into()),
+        if let Some((flag, _, format)) = flags.iter().find(|(_, wrong, _)| *wrong) {
+            return Err(Usage(format!("{flag} is for --format {format}")).into());
+        }
+        match self.verify.as_ref().filter(|images| !images.exists()) {
+            Some(images) => {
+                Err(Usage(format!("--verify {}: there is no such file or folder", images.display())).into())
+            }
             None => Ok(()),
         }
     }
