@@ -326,7 +326,9 @@ fn shape_of(node: &Node, slots: &[Slot], [h, w]: [usize; 2]) -> Result<Shape, &'
         Op::Concat => {
             let same = |k: usize| (input(k).h, input(k).w) == (input(0).h, input(0).w);
             if !(0..node.inputs().len()).all(same) {
-                return Err("its inputs have different sizes");
+                return Err(
+                    "its inputs have different sizes; use an image whose sides the network's strides divide, such as multiples of 32",
+                );
             }
             Ok(Shape { c: (0..node.inputs().len()).map(|k| input(k).c).sum(), ..input(0) })
         }
