@@ -61,7 +61,8 @@ pub fn classes(logits: &Map, size: [usize; 2], upsampling: Interpolation) -> Vec
     scores.data.chunks_exact(scores.shape.c).map(best).collect()
 }
 
-fn normalized(graph: &FloatGraph, image: &Rgb) -> Map {
+/// An image as the network takes it.
+pub(crate) fn normalized(graph: &FloatGraph, image: &Rgb) -> Map {
     let normalization = &graph.normalization;
     let mut map = Map::zeros(Shape::new(1, image.height, image.width, 3));
     for (i, (out, &byte)) in map.data.iter_mut().zip(&image.data).enumerate() {
@@ -70,7 +71,8 @@ fn normalized(graph: &FloatGraph, image: &Rgb) -> Map {
     map
 }
 
-fn compute(node: &FloatNode, inputs: &[&Map]) -> Result<Map, &'static str> {
+/// A node's output.
+pub(crate) fn compute(node: &FloatNode, inputs: &[&Map]) -> Result<Map, &'static str> {
     let input = *inputs.first().ok_or("it has no input")?;
     let channels_fit = |c_in: usize| {
         if input.shape.c == c_in { Ok(()) } else { Err("its weights have another number of channels than its input") }

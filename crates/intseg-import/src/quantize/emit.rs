@@ -1,15 +1,11 @@
 //! From a scaled float network to a model of integers.
 
 use super::prepare::{Prepared, runtime_layout};
-use super::scales::Factors;
-use super::statistics::Channels;
+use super::weights::QuantizedWeights;
 use super::{Options, QuantizeError, Scales};
 use crate::graph::{FloatOp, Interpolation, ResizeTarget, Window};
 use intseg_runtime::writer::{ModelSpec, NodeSpec, OpSpec, RequantizationSpec};
 use intseg_runtime::{self as runtime, Element};
-
-/// Fractions of the largest weight that a channel's steps are tried to end at.
-const SHRINKS: [f64; 9] = [1.0, 0.98, 0.96, 0.94, 0.92, 0.9, 0.87, 0.84, 0.8];
 
 /// The model, and for each of its nodes the node of the network whose output it computes.
 pub struct Emitted {
@@ -23,10 +19,10 @@ pub struct Emitted {
 pub struct Source<'a> {
     /// The network, its channels scaled.
     pub scaled: &'a Prepared,
-    /// By what.
-    pub factors: &'a Factors,
-    /// Of the network before that.
-    pub statistics: &'a [Channels],
+    /// The weights of its convolutions.
+    pub weights: &'a [Option<QuantizedWeights>],
+    /// What to add to their biases, if anything.
+    pub corrections: &'a [Vec<f64>],
     /// Each node's exponent.
     pub exponents: &'a [i32],
     /// How to quantise.
@@ -53,11 +49,9 @@ pub fn emit(source: &Source, metadata: String) -> Result<Emitted, QuantizeError>
         let pair = |window: &Window| [window.kernel, window.stride, window.padding];
         let op = match &node.op {
             FloatOp::Image => OpSpec::Image,
-            FloatOp::Conv { window, weights, channels, bias } => {
-                source.conv(index, window, None, weights, *channels, bias)?
-            }
-            FloatOp::ConvTranspose { window, output_padding, weights, channels, bias } => {
-                source.conv(index, window, Some(*output_padding), weights, *channels, bias)?
+            FloatOp::Conv { window, channels, bias, .. } => source.conv(index, window, None, *channels, bias)?,
+            FloatOp::ConvTranspose { window, output_padding, channels, bias, .. } => {
+                source.conv(index, window, Some(*output_padding), *channels, bias)?
             }
             FloatOp::Affine { scale, offset } => {
                 let input = exponents[node.inputs[0]];
@@ -123,7 +117,6 @@ impl Source<'_> {
         index: usize,
         window: &Window,
         transposed: Option<[usize; 2]>,
-        weights: &[f32],
         [c_in, c_out]: [usize; 2],
         bias: &[f32],
     ) -> Result<OpSpec, QuantizeError> {
@@ -134,22 +127,9 @@ impl Source<'_> {
             return Err(QuantizeError::Accumulator { layer: node.name.clone(), bound });
         }
         let input = node.inputs[0];
-        let steps: Vec<f64> = (0..c_out).map(|o| self.step(weights.iter().skip(o).step_by(c_out).copied())).collect();
-        let quantized: Vec<i8> = weights
-            .iter()
-            .enumerate()
-            .map(|(at, &w)| (f64::from(w) / steps[at % c_out]).round_ties_even().clamp(-127.0, 127.0) as i8)
-            .collect();
-        let mut bias: Vec<f64> = bias.iter().map(|&b| b.into()).collect();
-        if self.options.bias_correction && transposed.is_none() {
-            // What rounding the weights changes in the mean (Nagel et al. 2019, section 4.2).
-            let means: Vec<f64> =
-                (0..c_in).map(|k| self.statistics[input].mean(k) * self.factors.of(input, k)).collect();
-            for (at, (&w, &q)) in weights.iter().zip(&quantized).enumerate() {
-                let o = at % c_out;
-                bias[o] += (f64::from(w) - f64::from(q) * steps[o]) * means[at / c_out % c_in];
-            }
-        }
+        let QuantizedWeights { values, steps } = self.weights[index].as_ref().expect("every convolution has weights");
+        let correction = |o: usize| self.corrections[index].get(o).copied().unwrap_or(0.0);
+        let bias = bias.iter().enumerate().map(|(o, &b)| f64::from(b) + correction(o));
         let (from, to) = (self.exponents[input], self.exponents[index]);
         let largest = steps.iter().fold(1e-30f64, |a, &b| a.max(b));
         Ok(OpSpec::Conv {
@@ -157,24 +137,9 @@ impl Source<'_> {
             channels: [c_in, c_out],
             weight_exponent: largest.log2().ceil() as i32,
             transposed,
-            weights: runtime_layout(quantized, transposed.is_some(), [c_in, c_out]),
+            weights: runtime_layout(values.clone(), transposed.is_some(), [c_in, c_out]),
             requantization: self.requantization(steps.iter().copied().zip(bias), from, to),
         })
-    }
-
-    /// The size of the steps of an output channel's weights: that of the least squared error.
-    fn step(&self, weights: impl Iterator<Item = f32> + Clone) -> f64 {
-        let largest = weights.clone().fold(0f64, |a, w| a.max(f64::from(w.abs()))).max(1e-30);
-        let exact = largest / 127.0;
-        if self.options.scales == Scales::PowerOfTwo {
-            return 2f64.powi(exact.log2().ceil() as i32);
-        }
-        let error = |step: f64| -> f64 {
-            let rounded = |w: f64| (w / step).round_ties_even().clamp(-127.0, 127.0) * step;
-            weights.clone().map(|w| (f64::from(w) - rounded(w.into())).powi(2)).sum()
-        };
-        let candidates = SHRINKS.iter().map(|shrink| exact * shrink).map(|step| (error(step), step));
-        candidates.fold((f64::INFINITY, exact), |a, b| if b.0 < a.0 { b } else { a }).1
     }
 
     /// The constants that turn sums in units of `step · 2^from`, and a bias, into units of `2^to`.

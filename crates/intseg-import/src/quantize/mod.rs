@@ -9,11 +9,13 @@
 //! power of two for each tensor, at whose end their range is brought by factors that the layers before and behind take
 //! up ([`scales`]).
 
+mod correct;
 mod emit;
 mod prepare;
 mod report;
 mod scales;
 mod statistics;
+mod weights;
 
 pub use report::{LayerReport, Report};
 
@@ -23,7 +25,12 @@ use intseg::data::image::Rgb;
 use intseg_runtime::Element;
 use intseg_runtime::writer::ModelSpec;
 use prepare::Prepared;
+use rayon::prelude::*;
 use scales::Factors;
+use weights::QuantizedWeights;
+
+/// Images whose means biases are corrected by: their maps are in memory together.
+const CORRECTED: usize = 8;
 
 /// How the range of an activation tensor is found on calibration images.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -144,8 +151,17 @@ pub fn quantize(graph: &FloatGraph, images: &[Rgb], options: &Options) -> Result
     let histograms = statistics::histograms(&equalized.graph, images, &largest.collect::<Vec<_>>())?;
     let exponents = scales::choose(&equalized, &histograms, &statistics, &mut factors, options);
     let scaled = factors.apply(&prepared);
-    let source =
-        emit::Source { scaled: &scaled, factors: &factors, statistics: &statistics, exponents: &exponents, options };
+    let weights: Vec<Option<QuantizedWeights>> =
+        scaled.graph.nodes.par_iter().map(|node| QuantizedWeights::new(node, options.scales)).collect();
+    let corrections = match options.bias_correction {
+        true => {
+            let some = &images[..images.len().min(CORRECTED)];
+            correct::bias_corrections(&scaled, &weights, &exponents, some)?
+        }
+        false => vec![Vec::new(); scaled.graph.nodes.len()],
+    };
+    let (weights, corrections) = (&weights[..], &corrections[..]);
+    let source = emit::Source { scaled: &scaled, weights, corrections, exponents: &exponents, options };
     let emitted = emit::emit(&source, String::new())?;
     Ok(Quantized { spec: emitted.spec, scaled: scaled.graph, origin: emitted.origin })
 }

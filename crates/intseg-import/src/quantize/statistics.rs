@@ -7,47 +7,38 @@ use intseg::data::image::Rgb;
 use intseg_reference::Map;
 use rayon::prelude::*;
 
-/// Extremes and means of each channel of each node's output.
+/// Extremes of each channel of a node's output.
 #[derive(Clone, Debug)]
 pub struct Channels {
     /// The smallest value, at most 0.
-    pub low: Vec<f32>,
+    low: Vec<f32>,
     /// The largest value, at least 0.
-    pub high: Vec<f32>,
-    /// Sums over all positions of all images.
-    sum: Vec<f64>,
-    count: usize,
+    high: Vec<f32>,
+    finite: bool,
 }
 
 impl Channels {
     fn new(channels: usize) -> Self {
-        Channels { low: vec![0.0; channels], high: vec![0.0; channels], sum: vec![0.0; channels], count: 0 }
+        Channels { low: vec![0.0; channels], high: vec![0.0; channels], finite: true }
     }
 
     fn add(&mut self, map: &Map) {
-        let channels = self.sum.len();
+        let channels = self.low.len();
         for pixel in map.data.chunks_exact(channels) {
             for (k, &v) in pixel.iter().enumerate() {
                 self.low[k] = self.low[k].min(v);
                 self.high[k] = self.high[k].max(v);
-                self.sum[k] += f64::from(v);
             }
         }
-        self.count += map.data.len() / channels;
+        self.finite &= map.data.iter().all(|v| v.is_finite());
     }
 
     fn merge(&mut self, other: &Channels) {
-        for k in 0..self.sum.len() {
+        for k in 0..self.low.len() {
             self.low[k] = self.low[k].min(other.low[k]);
             self.high[k] = self.high[k].max(other.high[k]);
-            self.sum[k] += other.sum[k];
         }
-        self.count += other.count;
-    }
-
-    /// A channel's mean.
-    pub fn mean(&self, k: usize) -> f64 {
-        self.sum[k] / self.count.max(1) as f64
+        self.finite &= other.finite;
     }
 
     /// A channel's largest magnitude.
@@ -134,7 +125,7 @@ pub fn channels(graph: &FloatGraph, images: &[Rgb], counts: &[usize]) -> Result<
     };
     let merged = merged(images, one, |a, b| a.iter_mut().zip(&b).for_each(|(a, b)| a.merge(b)))?.unwrap_or_else(empty);
     for (node, channels) in graph.nodes.iter().zip(&merged) {
-        if channels.sum.iter().any(|sum| !sum.is_finite()) {
+        if !channels.finite {
             return Err(QuantizeError::NotFinite { layer: node.name.clone() });
         }
     }
