@@ -51,4 +51,4 @@ def mean_iou(matrix):
     """Per cent, over the classes that occur."""
     right = np.diag(matrix)
     union = matrix.sum(0) + matrix.sum(1) - right
-    return 100 * (right[union > 0] / union[union > 0]).mean()
+    return float(100 * (right[union > 0] / union[union > 0]).mean())

@@ -188,7 +188,7 @@ def compared(model, images, options):
     for tool in options.tool or TOOLS:
         for setting, maps, seconds in tools[tool]:
             agreement = 100 * np.mean([np.mean(a == b) for a, b in zip(maps, reference, strict=True)])
-            scores.append(Score(model.stem, tool, setting, miou_of(maps, truths), agreement, seconds))
+            scores.append(Score(model.stem, tool, setting, miou_of(maps, truths), float(agreement), seconds))
             print(scores[-1], file=sys.stderr, flush=True)
     return miou_of(reference, truths), scores
 
