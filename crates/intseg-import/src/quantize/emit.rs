@@ -204,7 +204,10 @@ mod tests {
                     let want = sum * scale + offset;
                     // Half a sum of the bias, and 24 bits of the multiplier.
                     let allowed = if scale.abs() < SMALL { 0.5001 * scale.abs() } else { 0.0 };
-                    assert!((got - want).abs() < 1e-6 * want.abs().max(1.0) + allowed, "{scale} {offset}: {got} {want}");
+                    assert!(
+                        (got - want).abs() < 1e-6 * want.abs().max(1.0) + allowed,
+                        "{scale} {offset}: {got} {want}"
+                    );
                 }
             }
         }
