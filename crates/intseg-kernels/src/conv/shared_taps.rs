@@ -7,10 +7,10 @@
 
 use super::weight_gradient::FLUSH;
 use super::{Conv2d, Line, Sum};
-use crate::Context;
 use crate::bytes::as_u8;
 use crate::interleave::interleave_row;
 use crate::pool::Disjoint;
+use crate::{Context, Isa};
 use core::ops::Range;
 
 /// 32-bit sums of a block of channels, and bytes of a block of packed pixels: together they fill two thirds of a 1 MiB
@@ -277,7 +277,7 @@ impl Plan {
                 let Some(pixels) = self.pixels(index) else { break };
                 if since_flush + self.block_pixels() > FLUSH {
                     // SAFETY: sums are flushed here when there is one piece: tasks then have disjoint channels.
-                    unsafe { block.flush(&out, shift) };
+                    unsafe { block.flush(ctx.isa, &out, shift) };
                     since_flush = 0;
                 }
                 since_flush += self.block_pixels();
@@ -289,7 +289,7 @@ impl Plan {
             }
             if self.pieces == 1 {
                 // SAFETY: as above.
-                unsafe { block.flush(&out, shift) };
+                unsafe { block.flush(ctx.isa, &out, shift) };
             }
         });
         if self.pieces > 1 {
@@ -299,7 +299,7 @@ impl Plan {
                     let channels = self.channels(index);
                     let mut block = Block { plan: self, channels, error: &mut [], input: &mut [], sums };
                     // SAFETY: tasks have disjoint channels.
-                    unsafe { block.flush(&out, shift) };
+                    unsafe { block.flush(ctx.isa, &out, shift) };
                 }
             });
         }
@@ -460,7 +460,18 @@ impl Block<'_> {
     ///
     /// # Safety
     /// No other block of the same channels may flush at the same time.
-    unsafe fn flush<S: Sum>(&mut self, out: &Disjoint<S>, shift: u32) {
+    unsafe fn flush<S: Sum>(&mut self, isa: Isa, out: &Disjoint<S>, shift: u32) {
+        isa.vectorize(
+            #[inline(always)]
+            // SAFETY: the caller's promise is handed on.
+            || unsafe { self.flush_inlined(out, shift) },
+        );
+    }
+
+    /// # Safety
+    /// As [`Block::flush`].
+    #[inline(always)]
+    unsafe fn flush_inlined<S: Sum>(&mut self, out: &Disjoint<S>, shift: u32) {
         let plan = self.plan;
         let (g, mr, nr) = (&plan.g, plan.kernel.mr, plan.kernel.nr);
         let [[row, rows], [column, columns]] = self.channels;
@@ -478,7 +489,7 @@ impl Block<'_> {
                         // SAFETY: these weights are this block's alone, as the caller promises.
                         let out = unsafe { out.piece(at + from, at + from + width) };
                         for ((out, &sum), &bias) in out.iter_mut().zip(sums).zip(&biases[from..]) {
-                            *out = out.plus((i64::from(sum) - 128 * i64::from(bias)) << shift);
+                            *out = out.gain(sum, bias, shift);
                         }
                     }
                 }

@@ -26,6 +26,8 @@ pub(super) const FLUSH: usize = 65_536 / PIXELS * PIXELS;
 pub trait Sum: Copy + Send + Sync + Into<i64> {
     /// The sum and another value; the caller knows that it fits.
     fn plus(self, value: i64) -> Self;
+    /// With `(sum − 128 · bias) << shift` added.
+    fn gain(self, sum: i32, bias: i32, shift: u32) -> Self;
 }
 
 impl Sum for i32 {
@@ -33,12 +35,23 @@ impl Sum for i32 {
     fn plus(self, value: i64) -> Self {
         self.wrapping_add(value as i32)
     }
+
+    #[inline(always)]
+    fn gain(self, sum: i32, bias: i32, shift: u32) -> Self {
+        // What fits 32 bits in the end may wrap before.
+        self.wrapping_add(sum.wrapping_sub(bias.wrapping_mul(128)) << shift)
+    }
 }
 
 impl Sum for i64 {
     #[inline(always)]
     fn plus(self, value: i64) -> Self {
         self + value
+    }
+
+    #[inline(always)]
+    fn gain(self, sum: i32, bias: i32, shift: u32) -> Self {
+        self + ((i64::from(sum) - 128 * i64::from(bias)) << shift)
     }
 }
 
@@ -200,7 +213,10 @@ impl WeightGradient {
                 let len = pixels.advance();
                 if len == 0 || since_flush == FLUSH {
                     // SAFETY: tasks have disjoint taps or disjoint blocks of channels.
-                    unsafe { block.flush(&out, [K::MR, K::NR], shift) };
+                    ctx.isa.vectorize(
+                        #[inline(always)]
+                        || unsafe { block.flush(&out, [K::MR, K::NR], shift) },
+                    );
                     since_flush = 0;
                 }
                 if len == 0 {
@@ -390,6 +406,7 @@ impl<'a> Block<'a> {
     ///
     /// # Safety
     /// No other block of the same tap and channels may flush at the same time.
+    #[inline(always)]
     unsafe fn flush<S: Sum>(&mut self, out: &Disjoint<S>, [mr, nr]: [usize; 2], shift: u32) {
         let row_tiles = self.packed_rows / mr;
         for panel in 0..self.columns[1].div_ceil(nr) {
@@ -401,7 +418,7 @@ impl<'a> Block<'a> {
                 let out = unsafe { out.piece(at, at + width) };
                 let biases = &self.error_sums[panel * nr..];
                 for ((out, &sum), &bias) in out.iter_mut().zip(sums).zip(biases) {
-                    *out = out.plus((i64::from(sum) - 128 * i64::from(bias)) << shift);
+                    *out = out.gain(sum, bias, shift);
                 }
             }
         }
