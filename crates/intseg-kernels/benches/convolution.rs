@@ -70,7 +70,7 @@ fn convolution(criterion: &mut Criterion) {
             group.bench_function(pass, |b| b.iter(|| plan.run(ctx, black_box(&mut out), input, weights, &mut scratch)));
         }
         let plan = WeightGradient { geometry: g, signed: is_image };
-        let mut scratch = vec![0; plan.scratch_len(ctx)];
+        let mut scratch = vec![0; plan.scratch_len(ctx, 0..g.kernel[0] * g.kernel[1])];
         let mut out = vec![0; g.weights_len()];
         group.bench_function("weight_gradient", |b| {
             b.iter(|| plan.run(ctx, black_box(&mut out), 0..g.kernel[0] * g.kernel[1], input, &error, 0, &mut scratch));

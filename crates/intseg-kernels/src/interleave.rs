@@ -26,6 +26,39 @@ pub(crate) fn interleave(out: &mut [u8], rows: [&[u8]; 4], flip: u8) {
     }
 }
 
+/// Interleaves a row of four lanes: `used` channels of pixels `stride` apart, written `pitch` groups apart. A lane that
+/// does not exist counts as 0.
+#[inline(always)]
+pub(crate) fn interleave_row(
+    out: &mut [u8],
+    from: &[u8],
+    lanes: [Option<usize>; 4],
+    used: usize,
+    stride: usize,
+    pitch: usize,
+    flip: u8,
+) {
+    let pixels = out.len() / (4 * pitch);
+    if let [Some(a), Some(b), Some(c), Some(d)] = lanes {
+        let lanes = [a, b, c, d];
+        if used == stride && used == pitch {
+            return interleave(out, lanes.map(|at| &from[at..][..pixels * used]), flip);
+        }
+        for (pixel, out) in out.chunks_exact_mut(4 * pitch).enumerate() {
+            interleave(&mut out[..4 * used], lanes.map(|at| &from[at + pixel * stride..][..used]), flip);
+        }
+        return;
+    }
+    if lanes == [None; 4] {
+        return out.fill(flip);
+    }
+    for (pixel, out) in out.chunks_exact_mut(4 * pitch).enumerate() {
+        for (channel, out) in out[..4 * used].as_chunks_mut::<4>().0.iter_mut().enumerate() {
+            *out = lanes.map(|lane| lane.map_or(0, |at| from[at + pixel * stride + channel]) ^ flip);
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn chunks(row: &[u8]) -> &[[u8; 16]] {

@@ -28,7 +28,7 @@ pub fn bias_corrections(
     scaled: &Prepared,
     weights: &[Option<QuantizedWeights>],
     exponents: &[i32],
-    images: &[Rgb],
+    images: &[&Rgb],
 ) -> Result<Vec<Vec<f64>>, QuantizeError> {
     let nodes = &scaled.graph.nodes;
     let mut last_reader: Vec<usize> = (0..nodes.len()).collect();

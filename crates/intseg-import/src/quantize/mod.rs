@@ -155,8 +155,9 @@ pub fn quantize(graph: &FloatGraph, images: &[Rgb], options: &Options) -> Result
         scaled.graph.nodes.par_iter().map(|node| QuantizedWeights::new(node, options.scales)).collect();
     let corrections = match options.bias_correction {
         true => {
-            let some = &images[..images.len().min(CORRECTED)];
-            correct::bias_corrections(&scaled, &weights, &exponents, some)?
+            // Neighbours in a list are often neighbours in time.
+            let some: Vec<&Rgb> = images.iter().step_by(images.len().div_ceil(CORRECTED)).collect();
+            correct::bias_corrections(&scaled, &weights, &exponents, &some)?
         }
         false => vec![Vec::new(); scaled.graph.nodes.len()],
     };

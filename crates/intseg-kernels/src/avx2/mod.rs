@@ -2,3 +2,4 @@
 
 pub mod convolution;
 pub mod peak;
+pub(crate) mod weight_gradient;

@@ -4,3 +4,4 @@
 pub mod convolution;
 pub mod peak;
 pub(crate) mod requantize;
+pub(crate) mod weight_gradient;

@@ -10,10 +10,10 @@
 use super::phase::{Phase, Regions, phases};
 use super::store::Store;
 use super::{Convolution, Direction, Input, Line};
-use crate::Context;
 use crate::bytes::as_u8;
 use crate::interleave::interleave;
 use crate::pool::for_each_piece;
+use crate::{Context, Isa};
 use core::ops::Range;
 
 /// The most pixels that any micro-kernel's tile has.
@@ -147,6 +147,7 @@ pub(crate) fn scratch_len(plan: &Convolution) -> usize {
 
 /// What all tiles share.
 struct Job<'a> {
+    isa: Isa,
     plan: &'a Convolution,
     input: *const u8,
     zeros: *const u8,
@@ -193,6 +194,7 @@ pub(crate) fn run<K: MicroKernel, S: Store>(
         Input::I8(data) => data.as_ptr().cast(),
     };
     let job = Job {
+        isa: ctx.isa,
         plan,
         input: bytes,
         zeros: zeros.as_ptr().cast(),
@@ -275,16 +277,22 @@ impl Job<'_> {
             mr: K::MR,
             corrections: [0; MAX_MR],
         };
-        for tile in tiles {
-            // SAFETY: the caller's promise is handed on.
-            unsafe { self.tile(kernel, store, phase, tile, panels.clone(), &mut gathered) };
-        }
+        self.isa.vectorize(
+            #[inline(always)]
+            || {
+                for tile in tiles {
+                    // SAFETY: the caller's promise is handed on.
+                    unsafe { self.tile(kernel, store, phase, tile, panels.clone(), &mut gathered) };
+                }
+            },
+        );
     }
 
     /// Computes one tile of pixels for some panels of channels.
     ///
     /// # Safety
     /// No other call that overlaps in time may have the same phase, tile and a common panel.
+    #[inline(always)]
     unsafe fn tile<K: MicroKernel, S: Store>(
         &self,
         kernel: K,
@@ -325,6 +333,7 @@ impl Job<'_> {
     }
 
     /// Looks up where the tile's pixels read for each tap of a range.
+    #[inline(always)]
     fn gather(&self, pixels: &Pixels, phase: &Phase, taps: Range<usize>, gathered: &mut Gathered) {
         let [h, w, c] = self.plan.source();
         let [_, kw] = self.plan.geometry.kernel;
@@ -347,7 +356,11 @@ impl Job<'_> {
             let (mut table, mut offset) = (0, step * c as isize);
             if interior {
                 // Every pixel reads the image: its source is as far from that of a tap at offset 0 as everyone's.
-                if !self.pixel_sums.is_empty() {
+                let row = (pixels.source[0] + step) as usize..(pixels.last + step) as usize + 1;
+                if !self.pixel_sums.is_empty() && row.len() == pixels.len {
+                    let sums = &self.pixel_sums[row];
+                    gathered.corrections.iter_mut().zip(sums).for_each(|(correction, sum)| *correction += sum);
+                } else if !self.pixel_sums.is_empty() {
                     for (correction, &pixel) in gathered.corrections[..pixels.len].iter_mut().zip(&pixels.source) {
                         *correction += self.pixel_sums[(pixel + step) as usize];
                     }
@@ -407,6 +420,7 @@ impl Gathered {
     }
 
     /// Takes back what the bias of 128 on the weights added.
+    #[inline(always)]
     fn correct(&self, sums: &mut [i32], nr: usize) {
         for (row, &correction) in sums.chunks_exact_mut(nr).zip(&self.corrections) {
             if correction != 0 {

@@ -9,6 +9,7 @@ pub(crate) mod gather;
 pub(crate) mod phase;
 #[cfg(test)]
 pub(crate) mod reference;
+pub(crate) mod shared_taps;
 mod store;
 #[cfg(test)]
 mod tests;

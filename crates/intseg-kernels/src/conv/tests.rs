@@ -27,7 +27,7 @@ fn bytes(len: usize, fill: Fill, tensor: u32, low: i64, high: i64) -> Vec<i64> {
 
 fn geometry() -> impl Strategy<Value = Conv2d> {
     let pair = |range: core::ops::RangeInclusive<usize>| (range.clone(), range).prop_map(|(a, b)| [a, b]);
-    let sizes = (1..3usize, 1..18usize, 1..18usize, 1..70usize, 1..70usize);
+    let sizes = (1..6usize, 1..18usize, 1..18usize, 1..70usize, 1..70usize);
     (sizes, pair(1..=5), pair(1..=3), pair(1..=4), pair(0..=6))
         .prop_map(|((batch, in_h, in_w, c_in, c_out), kernel, stride, dilation, padding)| Conv2d {
             batch,
@@ -172,11 +172,12 @@ fn gradients(g: &Conv2d, input: &[i64], signed: bool, error: &[i8], shift: u32, 
     for (isa, pool) in contexts() {
         let ctx = Context { isa, pool: &pool };
         let plan = WeightGradient { geometry: *g, signed };
-        let mut scratch = vec![-1; plan.scratch_len(ctx)];
+        let (taps, per_tap) = (g.kernel[0] * g.kernel[1], g.c_in * g.c_out);
+        let scratch_len = [0..taps - 1, taps - 1..taps, 0..taps].map(|taps| plan.scratch_len(ctx, taps));
+        let mut scratch = vec![-1; scratch_len.into_iter().max().unwrap_or(0)];
         let mut out = vec![5; want.len()];
         let input = if signed { Input::I8(&s) } else { Input::U8(&u) };
         // The last tap in a run of its own.
-        let (taps, per_tap) = (g.kernel[0] * g.kernel[1], g.c_in * g.c_out);
         let (most, last) = out.split_at_mut((taps - 1) * per_tap);
         plan.run(ctx, most, 0..taps - 1, input, error, shift, &mut scratch);
         plan.run(ctx, last, taps - 1..taps, input, error, shift, &mut scratch);
@@ -191,19 +192,36 @@ fn gradients(g: &Conv2d, input: &[i64], signed: bool, error: &[i8], shift: u32, 
 
 #[test]
 fn a_weight_gradient_over_more_pixels_than_32_bits_hold_does_not_wrap() {
-    let g = Conv2d {
-        batch: 1,
-        in_h: 500,
-        in_w: 300,
-        c_in: 1,
-        c_out: 1,
-        kernel: [1; 2],
-        stride: [1; 2],
-        dilation: [1; 2],
-        padding: [0; 2],
-    };
-    let want = 150_000 * 255 * -128 + 5;
-    gradients(&g, &vec![255; 150_000], false, &vec![-128; 150_000], 0, &[want]);
+    for taps in [1, 2] {
+        let g = Conv2d {
+            batch: 1,
+            in_h: 500,
+            in_w: 299 + taps,
+            c_in: 1,
+            c_out: 1,
+            kernel: [1, taps],
+            stride: [1; 2],
+            dilation: [1; 2],
+            padding: [0; 2],
+        };
+        let want = 150_000 * 255 * -128 + 5;
+        gradients(&g, &vec![255; g.input_len()], false, &vec![-128; 150_000], 0, &vec![want; taps]);
+        let want = 150_000 * -128 * -128 + 5;
+        gradients(&g, &vec![-128; g.input_len()], true, &vec![-128; 150_000], 0, &vec![want; taps]);
+    }
+}
+
+#[test]
+fn a_weight_gradient_is_cut_into_blocks_of_channels_and_of_pixels() {
+    for (batch, [c_in, c_out], kernel) in [(4, [150, 40], 3), (2, [37, 300], 3), (8, [90, 70], 5), (3, [3, 8], 3)] {
+        let [stride, dilation] = [[1, 2], [1; 2]];
+        let padding = [kernel / 2; 2];
+        let g = Conv2d { batch, in_h: 23, in_w: 61, c_in, c_out, kernel: [kernel; 2], stride, dilation, padding };
+        let input = bytes(g.input_len(), Fill::Random, 1, 0, 255);
+        let error: Vec<i8> = narrow(&bytes(g.output_len(), Fill::Random, 2, -128, 127));
+        let want: Vec<i64> = reference::weight_gradient(&g, &input, &error).iter().map(|v| v + 5).collect();
+        gradients(&g, &input, false, &error, 0, &want);
+    }
 }
 
 #[test]

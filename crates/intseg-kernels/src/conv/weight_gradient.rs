@@ -5,13 +5,14 @@
 //! blocks, in which input and error are interleaved four pixels at a time: `[pixels / 4][channel][4]`.
 
 use super::gather::{MAX_MR, MicroKernel, Reads, Tap};
+use super::shared_taps::{Plan, RowKernel};
 use super::{Conv2d, Input, Line};
 use crate::bytes::as_u8;
 use crate::interleave::interleave;
 use crate::pool::Disjoint;
 use crate::{Context, Isa, scalar};
 #[cfg(target_arch = "x86_64")]
-use crate::{avx2, avx512vnni::convolution::Kernel};
+use crate::{avx2, avx512vnni, avx512vnni::convolution::Kernel};
 use core::ops::Range;
 
 /// Pixels of a block, a multiple of 4.
@@ -19,12 +20,14 @@ const PIXELS: usize = 384;
 /// Channels of a block of input and of error. With the block's sums they fill half of a 1 MiB second-level cache.
 const CHANNELS: usize = 256;
 /// Pixels after which i32 sums could wrap: `255 · 128 · 65 536 < 2^31`.
-const FLUSH: usize = 65_536 / PIXELS * PIXELS;
+pub(super) const FLUSH: usize = 65_536 / PIXELS * PIXELS;
 
 /// A type that exact gradient sums are held in.
 pub trait Sum: Copy + Send + Sync + Into<i64> {
     /// The sum and another value; the caller knows that it fits.
     fn plus(self, value: i64) -> Self;
+    /// With `(sum − 128 · bias) << shift` added.
+    fn gain(self, sum: i32, bias: i32, shift: u32) -> Self;
 }
 
 impl Sum for i32 {
@@ -32,12 +35,23 @@ impl Sum for i32 {
     fn plus(self, value: i64) -> Self {
         self.wrapping_add(value as i32)
     }
+
+    #[inline(always)]
+    fn gain(self, sum: i32, bias: i32, shift: u32) -> Self {
+        // What fits 32 bits in the end may wrap before.
+        self.wrapping_add(sum.wrapping_sub(bias.wrapping_mul(128)) << shift)
+    }
 }
 
 impl Sum for i64 {
     #[inline(always)]
     fn plus(self, value: i64) -> Self {
         self + value
+    }
+
+    #[inline(always)]
+    fn gain(self, sum: i32, bias: i32, shift: u32) -> Self {
+        self + ((i64::from(sum) - 128 * i64::from(bias)) << shift)
     }
 }
 
@@ -81,8 +95,11 @@ impl Blocks {
 }
 
 impl WeightGradient {
-    /// How many i32 of scratch a run takes.
-    pub fn scratch_len(&self, ctx: Context) -> usize {
+    /// How many i32 of scratch a run over some taps takes.
+    pub fn scratch_len(&self, ctx: Context, taps: Range<usize>) -> usize {
+        if let Some(plan) = self.shared(ctx, taps) {
+            return plan.scratch_len();
+        }
         let threads = ctx.pool.threads();
         let tile = match ctx.isa {
             Isa::Scalar => return 0,
@@ -92,6 +109,18 @@ impl WeightGradient {
             Isa::Avx512Vnni(_) => self.tile(),
         };
         Blocks::new(&self.geometry, tile, threads).scratch_per_worker() * threads
+    }
+
+    /// How several taps share a packing, where that is better.
+    fn shared(&self, ctx: Context, taps: Range<usize>) -> Option<Plan> {
+        let kernels: &[RowKernel] = match ctx.isa {
+            Isa::Scalar => return None,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(isa) => avx2::weight_gradient::kernels(isa),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(isa) => avx512vnni::weight_gradient::kernels(isa, self.geometry.c_out),
+        };
+        Plan::new(&self.geometry, self.signed, taps, kernels, ctx.pool.threads())
     }
 
     /// Whether the sums over all pixels fit 32 bits.
@@ -134,7 +163,11 @@ impl WeightGradient {
         let [kh, kw] = self.geometry.kernel;
         assert!(taps.end <= kh * kw, "taps");
         assert_eq!(out.len(), taps.len() * self.geometry.c_in * self.geometry.c_out, "weight gradient");
-        assert!(scratch.len() >= self.scratch_len(ctx), "scratch");
+        assert!(scratch.len() >= self.scratch_len(ctx, taps.clone()), "scratch");
+        if let Some(plan) = self.shared(ctx, taps.clone()) {
+            let (input, flip) = unsigned(input);
+            return plan.run(ctx, out, input, flip, error, shift, scratch);
+        }
         match ctx.isa {
             Isa::Scalar => scalar::weight_gradient::run(&self.geometry, ctx, out, taps, input, error, shift),
             #[cfg(target_arch = "x86_64")]
@@ -180,7 +213,10 @@ impl WeightGradient {
                 let len = pixels.advance();
                 if len == 0 || since_flush == FLUSH {
                     // SAFETY: tasks have disjoint taps or disjoint blocks of channels.
-                    unsafe { block.flush(&out, [K::MR, K::NR], shift) };
+                    ctx.isa.vectorize(
+                        #[inline(always)]
+                        || unsafe { block.flush(&out, [K::MR, K::NR], shift) },
+                    );
                     since_flush = 0;
                 }
                 if len == 0 {
@@ -314,11 +350,7 @@ impl<'a> Block<'a> {
         let [row, rows] = self.rows;
         let [column, columns] = self.columns;
         let (c_in, c_out) = (self.c_in, self.c_out);
-        // The bias makes signed input the unsigned operand; `flush` takes it back.
-        let (input, flip) = match input {
-            Input::U8(data) => (data, 0),
-            Input::I8(data) => (as_u8(data), 0x80),
-        };
+        let (input, flip) = unsigned(input);
         let error = as_u8(error);
         let errors = Line::bytes_mut(self.error);
         isa.vectorize(
@@ -374,6 +406,7 @@ impl<'a> Block<'a> {
     ///
     /// # Safety
     /// No other block of the same tap and channels may flush at the same time.
+    #[inline(always)]
     unsafe fn flush<S: Sum>(&mut self, out: &Disjoint<S>, [mr, nr]: [usize; 2], shift: u32) {
         let row_tiles = self.packed_rows / mr;
         for panel in 0..self.columns[1].div_ceil(nr) {
@@ -385,12 +418,20 @@ impl<'a> Block<'a> {
                 let out = unsafe { out.piece(at, at + width) };
                 let biases = &self.error_sums[panel * nr..];
                 for ((out, &sum), &bias) in out.iter_mut().zip(sums).zip(biases) {
-                    *out = out.plus((i64::from(sum) - 128 * i64::from(bias)) << shift);
+                    *out = out.gain(sum, bias, shift);
                 }
             }
         }
         self.sums.fill(0);
         self.error_sums.fill(0);
+    }
+}
+
+/// The input as the unsigned operand, and what to flip for it: a bias that `flush` takes back.
+fn unsigned(input: Input<'_>) -> (&[u8], u8) {
+    match input {
+        Input::U8(data) => (data, 0),
+        Input::I8(data) => (as_u8(data), 0x80),
     }
 }
 

@@ -131,7 +131,7 @@ impl Conv {
         taps: Range<usize>,
         gradient: &mut [S],
     ) {
-        let mut scratch = step.buffers.take_i32(pass.scratch_len(step.kernels));
+        let mut scratch = step.buffers.take_i32(pass.scratch_len(step.kernels, taps.clone()));
         for (part, error) in self.error.iter().enumerate() {
             let shift = 8 * (self.error.len() - 1 - part) as u32;
             pass.run(step.kernels, gradient, taps.clone(), as_input(input), error, shift, &mut scratch);

@@ -23,6 +23,7 @@ impl Dropout {
 
     fn keeps(&self, step: &Step) -> impl Fn(usize) -> bool + use<> {
         let (dither, drop) = (step.dither(Role::Dropout, 0), self.drop_256);
+        #[inline(always)]
         move |index| dither.at(index) >> 24 >= drop
     }
 }
@@ -35,29 +36,42 @@ impl Operator for Dropout {
         // The scale is between 1 and 256: an exponent that is larger by its whole bits leaves room for it.
         let room = (scale as u32 - 1).ilog2().max(7) - 7;
         let mut out = step.buffers.take_u8(values.len());
-        for (i, (out, &value)) in out.iter_mut().zip(values).enumerate() {
-            *out = if keeps(i) { half_even_i32(i32::from(value) * scale, 8 + room).min(255) as u8 } else { 0 };
-        }
+        step.kernels.isa.vectorize(
+            #[inline(always)]
+            || {
+                for (i, (out, &value)) in out.iter_mut().zip(values).enumerate() {
+                    let scaled = half_even_i32(i32::from(value) * scale, 8 + room).min(255);
+                    *out = if keeps(i) { scaled as u8 } else { 0 };
+                }
+            },
+        );
         Tensor::u8(input.shape, input.exponent + room as i32, out)
     }
 
     fn backward(&mut self, step: &Step, _: &[&Tensor], _: &Tensor, error: Tensor, _: &[bool]) -> Vec<Option<Tensor>> {
         let (keeps, scale) = (self.keeps(step), self.scale_q8());
         let mut out = step.buffers.take_i32(error.shape.len());
-        let scaled = |i: usize, e: i32| if keeps(i) { e * scale } else { 0 };
         match &error.mantissas {
-            Mantissas::I8(e) => {
-                out.iter_mut().zip(e).enumerate().for_each(|(i, (out, &e))| *out = scaled(i, e.into()));
-            }
-            Mantissas::I16(e) => {
-                out.iter_mut().zip(e).enumerate().for_each(|(i, (out, &e))| *out = scaled(i, e.into()));
-            }
+            Mantissas::I8(e) => mask(step, &mut out, e, scale, keeps),
+            Mantissas::I16(e) => mask(step, &mut out, e, scale, keeps),
             other => unreachable!("errors have 8 or 16 bits, not {other:?}"),
         }
         let part = Tensor::i32(error.shape, error.exponent - 8, out);
         step.buffers.give(error);
         vec![Some(part)]
     }
+}
+
+/// Errors times the scale where they are kept, 0 elsewhere.
+fn mask<E: Copy + Into<i32>>(step: &Step, out: &mut [i32], error: &[E], scale: i32, keeps: impl Fn(usize) -> bool) {
+    step.kernels.isa.vectorize(
+        #[inline(always)]
+        || {
+            for (i, (out, &e)) in out.iter_mut().zip(error).enumerate() {
+                *out = if keeps(i) { e.into() * scale } else { 0 };
+            }
+        },
+    );
 }
 
 #[cfg(test)]

@@ -1,0 +1,500 @@
+//! The weight gradient of several taps from one packing.
+//!
+//! A product with four pixels in place of four channels needs the pixels interleaved. Here the four come from four
+//! images, or from four strips of one: `[row][column][channel][4]`. A tap is then a distance in the packed input, so
+//! that one packing serves all taps; and the channels of neighbouring taps follow each other, so that a tile's rows are
+//! neighbours whatever the number of channels: the three taps of three channels are nine rows.
+
+use super::weight_gradient::FLUSH;
+use super::{Conv2d, Line, Sum};
+use crate::bytes::as_u8;
+use crate::interleave::interleave_row;
+use crate::pool::Disjoint;
+use crate::{Context, Isa};
+use core::ops::Range;
+
+/// 32-bit sums of a block of channels, and bytes of a block of packed pixels: together they fill two thirds of a 1 MiB
+/// second-level cache.
+const SUMS: usize = 80 << 10;
+const PACKED: usize = 320 << 10;
+/// The most taps of a run, and the most rows of pixels of a block.
+const MAX_TAPS: usize = 64;
+const MAX_ROWS: usize = 256;
+
+/// Where a row of pixels begins in the packed error, in lines, and in the packed input, in bytes.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Place {
+    pub error: usize,
+    pub input: usize,
+}
+
+/// Adds the products of `groups` groups of four pixels from each place on to the tile `[MR][NR]`: row `m` reads the
+/// input at `4 · m` bytes from a place; groups are `step` bytes apart there, and `NR · 4` bytes in the error.
+///
+/// It is safe where the instruction set is present and every row of every group lies in the input.
+pub(crate) type Accumulate = unsafe fn(&mut [i32], &[Line], &[u8], &[Place], usize, usize);
+
+/// The innermost loop of an instruction set.
+#[derive(Clone, Copy)]
+pub(crate) struct RowKernel {
+    pub mr: usize,
+    pub nr: usize,
+    pub accumulate: Accumulate,
+}
+
+/// Taps of one kernel row whose channels make one sequence of rows.
+#[derive(Clone, Copy, Default)]
+struct Run {
+    first: usize,
+    taps: usize,
+    /// Output columns that any of them reads the image for.
+    columns: [usize; 2],
+}
+
+/// How a run of the weight gradient is cut.
+#[derive(Clone, Copy)]
+pub(crate) struct Plan {
+    g: Conv2d,
+    signed: bool,
+    taps: [usize; 2],
+    kernel: RowKernel,
+    runs: [Run; MAX_TAPS],
+    run_count: usize,
+    /// Input and output channels of a block, and how many blocks there are.
+    rows: usize,
+    columns: usize,
+    blocks: [usize; 2],
+    /// Strips of an image, and their output rows.
+    strips: usize,
+    strip_rows: usize,
+    /// Output rows of a block of pixels, and how many fours of strips it takes of them.
+    block_rows: usize,
+    block_fours: usize,
+    /// Blocks of pixels of a piece, and pieces: each has sums of its own where there are several.
+    per_piece: usize,
+    pieces: usize,
+    threads: usize,
+}
+
+impl Plan {
+    /// The cheapest plan over some micro-kernels, or `None` where tap by tap is better: for a single tap, and where
+    /// taps lie so far apart that the rows of a block share none.
+    pub fn new(g: &Conv2d, signed: bool, taps: Range<usize>, kernels: &[RowKernel], threads: usize) -> Option<Self> {
+        if taps.len() < 2 || taps.len() > MAX_TAPS || g.input_len() == 0 || g.output_len() == 0 {
+            return None;
+        }
+        let cost = |plan: &Plan| {
+            let tiles = |run: &Run| (run.taps * plan.rows).div_ceil(plan.kernel.mr) * (run.columns[1] - run.columns[0]);
+            plan.runs().iter().map(tiles).sum::<usize>() * (plan.kernel.mr + 1) * plan.blocks[0]
+        };
+        let joined = [true, false].into_iter().filter(|&joined| !joined || g.dilation[1] == 1);
+        let plans = joined.flat_map(|joined| kernels.iter().map(move |kernel| (joined, kernel)));
+        let plans = plans.filter_map(|(joined, k)| Self::with(g, signed, taps.clone(), *k, threads, joined));
+        plans.min_by_key(cost)
+    }
+
+    fn with(
+        g: &Conv2d,
+        signed: bool,
+        taps: Range<usize>,
+        kernel: RowKernel,
+        threads: usize,
+        joined: bool,
+    ) -> Option<Self> {
+        let width = |columns: &usize| columns * taps.len() * g.c_in <= SUMS;
+        let columns = [256, 128].into_iter().find(width).unwrap_or(64).min(g.c_out.next_multiple_of(kernel.nr));
+        let rows = g.c_in.div_ceil((taps.len() * g.c_in * columns).div_ceil(SUMS));
+        let rows = if rows < g.c_in { rows.next_multiple_of(16).min(g.c_in) } else { rows };
+        let strips = 4 >> g.batch.trailing_zeros().min(2);
+        let mut plan = Plan {
+            g: *g,
+            signed,
+            taps: [taps.start, taps.end],
+            kernel,
+            runs: [Run::default(); MAX_TAPS],
+            run_count: 0,
+            rows,
+            columns,
+            blocks: [g.c_in.div_ceil(rows), g.c_out.div_ceil(columns)],
+            strips,
+            strip_rows: g.out_h().div_ceil(strips),
+            block_rows: 0,
+            block_fours: 0,
+            per_piece: 0,
+            pieces: 0,
+            threads,
+        };
+        plan.find_runs(joined);
+        plan.block_rows = (1..=plan.strip_rows.min(MAX_ROWS)).rev().find(|&rows| plan.packed_bytes(rows) <= PACKED)?;
+        // Rows that only serve taps of a neighbouring block are packed twice.
+        if plan.block_rows < plan.strip_rows && 2 * plan.block_rows < plan.reach() {
+            return None;
+        }
+        let fours = g.batch * strips / 4;
+        if plan.block_rows == plan.strip_rows {
+            plan.block_fours = (PACKED / plan.packed_bytes(plan.block_rows)).min(MAX_ROWS / plan.block_rows);
+        }
+        plan.block_fours = plan.block_fours.clamp(1, fours);
+        plan.cut_into_pieces();
+        Some(plan)
+    }
+
+    /// Joins the taps of each kernel row, or takes each alone, with fewer columns on padding.
+    fn find_runs(&mut self, joined: bool) {
+        let g = &self.g;
+        let mut tap = self.taps[0];
+        while tap < self.taps[1] {
+            let end = if joined { (tap / g.kernel[1] + 1) * g.kernel[1] } else { tap + 1 }.min(self.taps[1]);
+            let mut columns = [g.out_w(), 0];
+            for kx in (tap..end).map(|tap| tap % g.kernel[1]) {
+                let [first, past] = self.valid(1, kx);
+                columns = [columns[0].min(first), columns[1].max(past)];
+            }
+            if columns[0] < columns[1] {
+                self.runs[self.run_count] = Run { first: tap, taps: end - tap, columns };
+                self.run_count += 1;
+            }
+            tap = end;
+        }
+    }
+
+    /// First and one past the last output row or column that a kernel row or column reads the image for. Signed input
+    /// is biased, and what that adds is known for all pixels together: padding is then multiplied too.
+    fn valid(&self, axis: usize, at: usize) -> [usize; 2] {
+        let g = &self.g;
+        let (size, count) = [(g.in_h, g.out_h()), (g.in_w, g.out_w())][axis];
+        if self.signed {
+            return [0, count];
+        }
+        let reach = at * g.dilation[axis];
+        let first = g.padding[axis].saturating_sub(reach).div_ceil(g.stride[axis]);
+        let end = (size + g.padding[axis]).saturating_sub(reach).div_ceil(g.stride[axis]);
+        [first.min(count), end.min(count)]
+    }
+
+    fn cut_into_pieces(&mut self) {
+        let fours = (self.g.batch * self.strips / 4).div_ceil(self.block_fours);
+        let pixel_blocks = fours * self.strip_rows.div_ceil(self.block_rows);
+        let blocks = self.blocks[0] * self.blocks[1];
+        self.per_piece = match 2 * self.threads {
+            // Sums are flushed as they go.
+            _ if self.threads == 1 => pixel_blocks,
+            wanted if blocks >= wanted => pixel_blocks,
+            wanted => pixel_blocks.div_ceil(wanted.div_ceil(blocks)).min(FLUSH / self.block_pixels()),
+        };
+        self.pieces = pixel_blocks.div_ceil(self.per_piece);
+    }
+
+    fn runs(&self) -> &[Run] {
+        &self.runs[..self.run_count]
+    }
+
+    fn first_kernel_row(&self) -> usize {
+        self.taps[0] / self.g.kernel[1]
+    }
+
+    /// Input rows between those of the first and of the last tap.
+    fn reach(&self) -> usize {
+        ((self.taps[1] - 1) / self.g.kernel[1] - self.first_kernel_row()) * self.g.dilation[0]
+    }
+
+    /// Packed input columns: those of all taps, padding included.
+    fn width(&self) -> usize {
+        (self.g.out_w() - 1) * self.g.stride[1] + (self.g.kernel[1] - 1) * self.g.dilation[1] + 1
+    }
+
+    fn input_rows(&self, output_rows: usize) -> usize {
+        (output_rows - 1) * self.g.stride[0] + self.reach() + 1
+    }
+
+    /// Bytes of so many packed rows of four strips.
+    fn packed_bytes(&self, rows: usize) -> usize {
+        4 * (self.input_rows(rows) * self.width() * self.rows + rows * self.g.out_w() * self.columns)
+    }
+
+    /// The most pixels of a block.
+    fn block_pixels(&self) -> usize {
+        4 * self.block_fours * self.block_rows * self.g.out_w()
+    }
+
+    /// Lines of packed error, of packed input with what a last tile reads behind it, and of sums with those of errors.
+    fn lines(&self) -> [usize; 3] {
+        let fours = self.block_fours;
+        let error = fours * self.block_rows * self.g.out_w() * self.columns / 16;
+        let input = fours * self.input_rows(self.block_rows) * self.width() * self.rows + self.kernel.mr;
+        let tiles: usize = self.runs().iter().map(|run| (run.taps * self.rows).div_ceil(self.kernel.mr)).sum();
+        let sums = tiles * self.kernel.mr * self.columns + self.columns;
+        [error, input.div_ceil(16), sums / 16]
+    }
+
+    /// How many sets of sums there are.
+    fn areas(&self) -> usize {
+        if self.pieces == 1 { self.threads } else { self.blocks[0] * self.blocks[1] * self.pieces }
+    }
+
+    /// How many i32 of scratch a run takes.
+    pub fn scratch_len(&self) -> usize {
+        let [error, input, sums] = self.lines();
+        16 * (self.threads * (error + input) + self.areas() * sums + 1)
+    }
+
+    /// Adds the `sums << shift` of the plan's taps to `out`; signed input comes with its signs flipped by `flip`.
+    #[allow(clippy::too_many_arguments, reason = "the operands of the product")]
+    pub fn run<S: Sum>(
+        &self,
+        ctx: Context,
+        out: &mut [S],
+        input: &[u8],
+        flip: u8,
+        error: &[i8],
+        shift: u32,
+        scratch: &mut [i32],
+    ) {
+        let [error_lines, input_lines, sum_lines] = self.lines();
+        // SAFETY: a line is 64 bytes of integers, any bits are valid for both.
+        let (_, lines, _) = unsafe { scratch.align_to_mut::<Line>() };
+        let (packed, sums) = lines.split_at_mut(self.threads * (error_lines + input_lines));
+        let (out, packed, sums) = (Disjoint::new(out), Disjoint::new(packed), Disjoint::new(sums));
+        let blocks = self.blocks[0] * self.blocks[1];
+        let sums_of = |area: usize| {
+            // SAFETY: each worker, or each task, has its own area.
+            let lines = unsafe { sums.piece(area * sum_lines, (area + 1) * sum_lines) };
+            // SAFETY: as above.
+            unsafe { lines.align_to_mut::<i32>() }.1
+        };
+        let source = Source { input, flip, error: as_u8(error) };
+        ctx.pool.run(blocks * self.pieces, &|task, worker| {
+            let len = error_lines + input_lines;
+            // SAFETY: each worker has its own part, and runs one task at a time.
+            let packed = unsafe { packed.piece(worker * len, (worker + 1) * len) };
+            let (error, input) = packed.split_at_mut(error_lines);
+            let sums = sums_of(if self.pieces == 1 { worker } else { task });
+            sums.fill(0);
+            let mut block = Block { plan: self, channels: self.channels(task / self.pieces), error, input, sums };
+            let from = task % self.pieces * self.per_piece;
+            let mut since_flush = 0;
+            for index in from..from + self.per_piece {
+                let Some(pixels) = self.pixels(index) else { break };
+                if since_flush + self.block_pixels() > FLUSH {
+                    // SAFETY: sums are flushed here when there is one piece: tasks then have disjoint channels.
+                    unsafe { block.flush(ctx.isa, &out, shift) };
+                    since_flush = 0;
+                }
+                since_flush += self.block_pixels();
+                ctx.isa.vectorize(
+                    #[inline(always)]
+                    || block.pack(&source, &pixels),
+                );
+                block.multiply(&pixels);
+            }
+            if self.pieces == 1 {
+                // SAFETY: as above.
+                unsafe { block.flush(ctx.isa, &out, shift) };
+            }
+        });
+        if self.pieces > 1 {
+            ctx.pool.run(blocks, &|index, _| {
+                for piece in 0..self.pieces {
+                    let sums = sums_of(index * self.pieces + piece);
+                    let channels = self.channels(index);
+                    let mut block = Block { plan: self, channels, error: &mut [], input: &mut [], sums };
+                    // SAFETY: tasks have disjoint channels.
+                    unsafe { block.flush(ctx.isa, &out, shift) };
+                }
+            });
+        }
+    }
+
+    /// First and number of the input and of the output channels of a block.
+    fn channels(&self, index: usize) -> [[usize; 2]; 2] {
+        let row = index / self.blocks[1] * self.rows;
+        let column = index % self.blocks[1] * self.columns;
+        [[row, self.rows.min(self.g.c_in - row)], [column, self.columns.min(self.g.c_out - column)]]
+    }
+
+    /// The block of pixels of that number.
+    fn pixels(&self, index: usize) -> Option<Pixels> {
+        let per_four = self.strip_rows.div_ceil(self.block_rows);
+        let first = index / per_four * self.block_fours;
+        let fours = (self.g.batch * self.strips / 4).checked_sub(first).filter(|&left| left > 0)?;
+        let row = index % per_four * self.block_rows;
+        let rows = self.block_rows.min(self.strip_rows - row);
+        Some(Pixels { four: first, fours: fours.min(self.block_fours), row, rows })
+    }
+}
+
+/// What is packed.
+struct Source<'a> {
+    input: &'a [u8],
+    /// The bias makes signed input the unsigned operand; `flush` takes it back.
+    flip: u8,
+    error: &'a [u8],
+}
+
+/// A block of pixels: first and number of fours of strips, and of rows of each.
+struct Pixels {
+    four: usize,
+    fours: usize,
+    row: usize,
+    rows: usize,
+}
+
+/// A block of channels with its packed pixels and its sums.
+struct Block<'a> {
+    plan: &'a Plan,
+    channels: [[usize; 2]; 2],
+    /// `[panel][four][row][column][NR][4]`.
+    error: &'a mut [Line],
+    /// `[four][row][column][channel][4]`.
+    input: &'a mut [Line],
+    /// The sum of each output channel's errors for signed input, then `[run][tile][panel][MR][NR]`.
+    sums: &'a mut [i32],
+}
+
+impl Block<'_> {
+    #[inline(always)]
+    fn pack(&mut self, source: &Source, pixels: &Pixels) {
+        let plan = self.plan;
+        let (g, nr, width) = (&plan.g, plan.kernel.nr, plan.width());
+        let (out_h, out_w) = (g.out_h(), g.out_w());
+        let [[row, rows], [column, columns]] = self.channels;
+        let input = Line::bytes_mut(self.input);
+        let errors = Line::bytes_mut(self.error);
+        let input_rows = plan.input_rows(pixels.rows);
+        let above = plan.first_kernel_row() * g.dilation[0];
+        // Columns of padding, of the image, and of padding again.
+        let left = g.padding[1].min(width);
+        let inside = g.in_w.min(width - left);
+        for four in 0..pixels.fours {
+            // The image and first output row of each lane.
+            let lanes: [[usize; 2]; 4] = core::array::from_fn(|lane| {
+                let strip = (pixels.four + four) * 4 + lane;
+                [strip / plan.strips, strip % plan.strips * plan.strip_rows]
+            });
+            for at in 0..input_rows {
+                let out = &mut input[(four * input_rows + at) * width * rows * 4..][..width * rows * 4];
+                let (padding, out) = out.split_at_mut(left * rows * 4);
+                padding.fill(source.flip);
+                let (out, padding) = out.split_at_mut(inside * rows * 4);
+                padding.fill(source.flip);
+                let places = lanes.map(|[image, first]| {
+                    let y = ((first + pixels.row) * g.stride[0] + above + at).checked_sub(g.padding[0]);
+                    y.filter(|&y| y < g.in_h).map(|y| (image * g.in_h + y) * g.in_w * g.c_in + row)
+                });
+                interleave_row(out, source.input, places, rows, g.c_in, rows, source.flip);
+            }
+            for at in 0..pixels.rows {
+                let places = lanes.map(|[image, first]| {
+                    let y = Some(first + pixels.row + at).filter(|&y| y < out_h);
+                    y.map(|y| (image * out_h + y) * out_w * g.c_out + column)
+                });
+                for panel in 0..columns.div_ceil(nr) {
+                    let used = nr.min(columns - panel * nr);
+                    let line = ((panel * plan.block_fours + four) * plan.block_rows + at) * out_w * nr * 4;
+                    let places = places.map(|place| place.map(|place| place + panel * nr));
+                    interleave_row(&mut errors[line..][..out_w * nr * 4], source.error, places, used, g.c_out, nr, 0);
+                }
+                if plan.signed {
+                    for place in places.into_iter().flatten() {
+                        for errors in source.error[place - column..][..out_w * g.c_out].chunks_exact(g.c_out) {
+                            let sums = self.sums.iter_mut().zip(&errors[column..][..columns]);
+                            sums.for_each(|(sum, &error)| *sum += i32::from(error as i8));
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds a packed block's products to the sums.
+    fn multiply(&mut self, pixels: &Pixels) {
+        let plan = self.plan;
+        let (g, RowKernel { mr, nr, accumulate }) = (&plan.g, plan.kernel);
+        let [[_, rows], [_, columns]] = self.channels;
+        let (input_rows, width, out_w) = (plan.input_rows(pixels.rows), plan.width(), g.out_w());
+        let input = &*Line::bytes_mut(self.input);
+        let panel_lines = plan.block_fours * plan.block_rows * out_w * nr / 16;
+        let panels = plan.columns / nr;
+        let mut tiles = self.sums[plan.columns..].chunks_exact_mut(mr * nr * panels);
+        for run in plan.runs() {
+            let [ky, kx] = [run.first / g.kernel[1], run.first % g.kernel[1]];
+            // Strips of one image have no rows in common that all of them read padding for.
+            let [top, bottom] = if plan.strips == 1 { plan.valid(0, ky) } else { [0, plan.strip_rows] };
+            let mut places = [Place::default(); MAX_ROWS];
+            let mut count = 0;
+            for four in 0..pixels.fours {
+                for y in top.max(pixels.row)..bottom.min(pixels.row + pixels.rows) {
+                    let at = y - pixels.row;
+                    let down = at * g.stride[0] + (ky - plan.first_kernel_row()) * g.dilation[0];
+                    let right = run.columns[0] * g.stride[1] + kx * g.dilation[1];
+                    places[count] = Place {
+                        error: (((four * plan.block_rows) + at) * out_w + run.columns[0]) * nr / 16,
+                        input: ((four * input_rows + down) * width + right) * rows * 4,
+                    };
+                    count += 1;
+                }
+            }
+            let groups = run.columns[1] - run.columns[0];
+            for tile in 0..(run.taps * rows).div_ceil(mr) {
+                let sums = tiles.next().expect("the plan counts tiles");
+                for (panel, sums) in sums.chunks_exact_mut(mr * nr).enumerate().take(columns.div_ceil(nr)) {
+                    let error = &self.error[panel * panel_lines..][..panel_lines];
+                    // SAFETY: the plan chose a kernel of the instruction set; a place's last row of its last group is
+                    // less than `4 · MR` bytes behind the last pixel packed, and so many bytes follow it.
+                    unsafe {
+                        accumulate(
+                            sums,
+                            error,
+                            &input[tile * mr * 4..],
+                            &places[..count],
+                            groups,
+                            g.stride[1] * rows * 4,
+                        )
+                    };
+                }
+            }
+        }
+    }
+
+    /// Adds the sums to `out` and starts over.
+    ///
+    /// # Safety
+    /// No other block of the same channels may flush at the same time.
+    unsafe fn flush<S: Sum>(&mut self, isa: Isa, out: &Disjoint<S>, shift: u32) {
+        isa.vectorize(
+            #[inline(always)]
+            // SAFETY: the caller's promise is handed on.
+            || unsafe { self.flush_inlined(out, shift) },
+        );
+    }
+
+    /// # Safety
+    /// As [`Block::flush`].
+    #[inline(always)]
+    unsafe fn flush_inlined<S: Sum>(&mut self, out: &Disjoint<S>, shift: u32) {
+        let plan = self.plan;
+        let (g, mr, nr) = (&plan.g, plan.kernel.mr, plan.kernel.nr);
+        let [[row, rows], [column, columns]] = self.channels;
+        let (biases, sums) = self.sums.split_at_mut(plan.columns);
+        let mut tiles = sums.chunks_exact(mr * plan.columns);
+        for run in plan.runs() {
+            for tile in 0..(run.taps * rows).div_ceil(mr) {
+                let sums = tiles.next().expect("the plan counts tiles");
+                for index in tile * mr..(run.taps * rows).min((tile + 1) * mr) {
+                    let tap = run.first - plan.taps[0] + index / rows;
+                    let at = (tap * g.c_in + row + index % rows) * g.c_out + column;
+                    for from in (0..columns).step_by(nr) {
+                        let width = nr.min(columns - from);
+                        let sums = &sums[from * mr + (index - tile * mr) * nr..][..width];
+                        // SAFETY: these weights are this block's alone, as the caller promises.
+                        let out = unsafe { out.piece(at + from, at + from + width) };
+                        for ((out, &sum), &bias) in out.iter_mut().zip(sums).zip(&biases[from..]) {
+                            *out = out.gain(sum, bias, shift);
+                        }
+                    }
+                }
+            }
+        }
+        self.sums.fill(0);
+    }
+}
