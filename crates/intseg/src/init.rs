@@ -192,7 +192,8 @@ mod tests {
     /// Writes a checkpoint of that configuration's initial weights.
     fn written(config: &Config, path: &Path) -> Network {
         let mut network = network(config);
-        network.state().for_each(|state| *state = vec![7; 1]);
+        let channels = network.normalizations();
+        network.state().zip(channels).for_each(|(state, (_, channels))| *state = vec![7; 2 * channels]);
         let progress = Progress { step: 3, best_miou: None, config: config.to_toml() };
         save(path, &mut network, &progress).unwrap();
         network
