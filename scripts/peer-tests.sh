@@ -17,4 +17,4 @@ if ! cmp -s tests/peers/requirements.txt "$venv/installed.txt"; then
     fi
     cp tests/peers/requirements.txt "$venv/installed.txt"
 fi
-INTSEG_PEERS_PYTHON=$(realpath -s "$venv/bin/python") cargo test -p intseg-cli --release --test peers -- --nocapture
+INTSEG_PEERS_PYTHON=$(realpath -s "$venv/bin/python") cargo test -p intseg-cli --release --test peers --test conformance -- --nocapture
