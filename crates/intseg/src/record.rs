@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::data::loader::{Loader, Source};
 use crate::data::{DataError, Dataset};
 use crate::graph::Graph;
+use crate::init::Start;
 use crate::network::Network;
 use crate::run::{RunError, class_weights};
 use crate::schedule::Schedule;
@@ -81,14 +82,18 @@ pub fn batches(
     Ok(out.flush().map_err(io)?)
 }
 
-/// Writes a configuration's initial weights as float32 safetensors, named as in a checkpoint, convolution weights laid
-/// out as float frameworks have them, `[C_out, C_in, KH, KW]`.
+/// Writes the weights that a configuration's run begins with, where `start` is what `train --init` would take, as float32
+/// safetensors, named as in a checkpoint, convolution weights laid out as float frameworks have them,
+/// `[C_out, C_in, KH, KW]`.
 ///
 /// # Errors
-/// When the network cannot be built or the file not be written.
-pub fn initial_weights(config: &Config, path: &Path) -> Result<(), RunError> {
+/// When the network cannot be built, nothing of `start` fits it, or the file cannot be written.
+pub fn initial_weights(config: &Config, start: Option<Start>, path: &Path) -> Result<(), RunError> {
     let graph = config.graph()?;
     let mut network = Network::new(graph, config.train.seed)?;
+    if let Some(start) = start {
+        start.apply(&mut network)?;
+    }
     let tensors: Vec<NamedTensor> = network
         .parameters()
         .map(|parameter| {

@@ -1,5 +1,6 @@
 //! `intseg data check`, `intseg data scenes` and `intseg data batches`.
 
+use super::train::weights;
 use crate::failure::{Reported, Usage};
 use crate::machine::Size;
 use crate::output;
@@ -104,6 +105,9 @@ struct Batches {
     /// Also write the initial weights there, float32 safetensors
     #[arg(long, value_name = "FILE")]
     initial: Option<PathBuf>,
+    /// What train --init would start from: a checkpoint or float weights
+    #[arg(long, value_name = "FILE", requires = "initial")]
+    init: Option<PathBuf>,
     /// Number of steps; else all of the run's
     #[arg(long, value_name = "N")]
     steps: Option<u64>,
@@ -144,7 +148,8 @@ impl Batches {
     fn run(self) -> anyhow::Result<()> {
         let config = Config::load(&self.config, &self.set)?;
         if let Some(path) = &self.initial {
-            record::initial_weights(&config, path)?;
+            let start = self.init.as_deref().map(weights).transpose()?;
+            record::initial_weights(&config, start, path)?;
         }
         let mut out: Box<dyn Write> = match &self.output {
             None => Box::new(std::io::stdout().lock()),

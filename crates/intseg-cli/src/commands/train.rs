@@ -80,7 +80,7 @@ struct Answer<'a> {
 const RUN_FILES: [&str; 5] = ["best.iseg", "last.iseg", CHECKPOINT, LOG, "config.toml"];
 
 /// What a run can start from, whatever wrote the file.
-fn weights(path: &Path) -> anyhow::Result<Start> {
+pub fn weights(path: &Path) -> anyhow::Result<Start> {
     let checkpoint = match Format::of(path) {
         None => Checkpoint::open(path)?,
         // Other programs write safetensors files too.
