@@ -260,7 +260,7 @@ impl Case {
             "linear" if !exact => {
                 return Err("a scale other than that of the sizes, which the coordinates follow");
             }
-            "nearest" if !whole || !(coordinates == "half_pixel" && self.text("nearest_mode").is_empty()) => {
+            "nearest" if !(whole && coordinates == "half_pixel" && self.text("nearest_mode").is_empty()) => {
                 return Err("nearest values at other than whole factors, or of other coordinates");
             }
             _ => {}

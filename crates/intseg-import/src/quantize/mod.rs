@@ -7,7 +7,7 @@
 //!
 //! Weights get a step for each output channel, which goes into the multiplier of its requantisation; activations a
 //! power of two for each tensor, at whose end their range is brought by factors that the layers before and behind take
-//! up ([`scales`]).
+//! up.
 
 mod correct;
 mod emit;
