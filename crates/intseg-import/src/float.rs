@@ -82,13 +82,16 @@ pub(crate) fn compute(node: &FloatNode, inputs: &[&Map]) -> Result<Map, &'static
         FloatOp::Conv { window, weights, channels, bias } => {
             channels_fit(channels[0])?;
             let geometry = geometry(window, [input.shape.h, input.shape.w], *channels);
-            geometry.output_size().ok_or("the image is too small for its window")?;
+            let size = geometry.output_size().ok_or("the image is too small for its window")?;
+            check_len(size, channels[1])?;
             Ok(conv::forward(&geometry, input, weights, Some(bias)))
         }
         FloatOp::ConvTranspose { window, output_padding, weights, channels: [c_in, c_out], bias } => {
             channels_fit(*c_in)?;
             let size = transposed_size(window, *output_padding, [input.shape.h, input.shape.w]);
-            let geometry = geometry(window, size.ok_or("the image is too small for its window")?, [*c_out, *c_in]);
+            let size = size.ok_or("the image is too small for its window")?;
+            check_len(size, *c_out)?;
+            let geometry = geometry(window, size, [*c_out, *c_in]);
             let mut map = conv::adjoint(&geometry, input, &swapped(weights, *c_in, *c_out));
             map.data.chunks_exact_mut(*c_out).for_each(|pixel| pixel.iter_mut().zip(bias).for_each(|(v, b)| *v += b));
             Ok(map)
@@ -133,11 +136,12 @@ pub(crate) fn compute(node: &FloatNode, inputs: &[&Map]) -> Result<Map, &'static
         FloatOp::Resize { target, interpolation } => {
             let Shape { h, w, .. } = input.shape;
             let size = match target {
-                ResizeTarget::Factor([y, x]) => [h * y, w * x],
+                ResizeTarget::Factor([y, x]) => [h.saturating_mul(*y), w.saturating_mul(*x)],
                 ResizeTarget::Like => {
                     inputs.get(1).map(|like| [like.shape.h, like.shape.w]).ok_or("it has one input")?
                 }
             };
+            check_len(size, input.shape.c)?;
             Ok(resize(input, size, *interpolation))
         }
     }
@@ -148,11 +152,22 @@ fn geometry(window: &Window, [in_h, in_w]: [usize; 2], [c_in, c_out]: [usize; 2]
     Conv2d { batch: 1, in_h, in_w, c_in, c_out, kernel, stride, dilation, padding }
 }
 
+/// The most values of a map: 2 GiB.
+const MOST_VALUES: usize = 1 << 29;
+
+/// Refuses a map that no memory was meant for: sizes may come from a file.
+fn check_len([h, w]: [usize; 2], channels: usize) -> Result<(), &'static str> {
+    match h.checked_mul(w).and_then(|pixels| pixels.checked_mul(channels)) {
+        Some(len) if len <= MOST_VALUES => Ok(()),
+        _ => Err("its output is too large; use smaller images"),
+    }
+}
+
 fn transposed_size(window: &Window, extra: [usize; 2], input: [usize; 2]) -> Option<[usize; 2]> {
     let along = |axis: usize| {
-        let reach = window.dilation[axis] * (window.kernel[axis] - 1) + 1;
-        let full = (input[axis] - 1) * window.stride[axis] + reach + extra[axis];
-        full.checked_sub(2 * window.padding[axis]).filter(|&size| size > 0)
+        let reach = window.dilation[axis].checked_mul(window.kernel[axis].checked_sub(1)?)?.checked_add(1)?;
+        let full = (input[axis] - 1).checked_mul(window.stride[axis])?.checked_add(reach)?.checked_add(extra[axis])?;
+        full.checked_sub(window.padding[axis].checked_mul(2)?).filter(|&size| size > 0)
     };
     Some([along(0)?, along(1)?])
 }

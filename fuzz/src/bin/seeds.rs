@@ -40,6 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "onnx" => {
                 corpus("onnx_weights", &name, &bytes)?;
                 corpus("onnx_graph", &name, &bytes)?;
+                corpus("import", &name, &bytes)?;
             }
             _ => {}
         }
@@ -50,6 +51,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("wide", common::residual(true)),
         ("pyramid", common::pyramid(false)),
         ("aligned", common::pyramid(true)),
+        ("decoder", common::decoder()),
     ] {
         corpus("model", name, &spec.to_bytes())?;
     }

@@ -19,7 +19,7 @@ mod weights;
 
 pub use report::{LayerReport, Report};
 
-use crate::float::FloatError;
+use crate::float::{self, FloatError};
 use crate::graph::{FloatGraph, FloatOp};
 use intseg::data::image::Rgb;
 use intseg_runtime::Element;
@@ -133,6 +133,8 @@ pub fn quantize(graph: &FloatGraph, images: &[Rgb], options: &Options) -> Result
     if !(1..=256).contains(&classes) {
         return Err(QuantizeError::Classes { classes });
     }
+    // What runs has shapes that fit each other, which everything below relies on.
+    float::run(graph, &images[0], |_, _| {})?;
     let prepared = Prepared::new(graph);
     let counts = prepare::channels(&prepared.graph.nodes);
     let statistics = statistics::channels(&prepared.graph, images, &counts)?;
