@@ -1,7 +1,8 @@
 //! A model with memory of its own, for hosts.
 
+use crate::error::ModelError;
 use crate::execute::{Memory, execute, load};
-use crate::model::{Model, ModelError};
+use crate::model::Model;
 use crate::plan::{Plan, Sizes, Slot};
 use core::fmt;
 use intseg_kernels::resize::Tap;

@@ -29,6 +29,7 @@ extern crate std;
 
 #[cfg(feature = "std")]
 mod engine;
+mod error;
 mod execute;
 mod model;
 mod plan;
@@ -37,8 +38,9 @@ pub mod writer;
 
 #[cfg(feature = "std")]
 pub use engine::{Engine, EngineError};
+pub use error::ModelError;
 pub use execute::{Memory, execute, load};
-pub use model::{Conv, Element, Interpolation, Model, ModelError, Node, Op, Requantization};
+pub use model::{Conv, Element, Interpolation, Model, Node, Op, Requantization};
 pub use plan::{Alignment, Plan, PlanError, Shape, Sizes, Slot};
 
 /// The version of the model file that this crate writes, and the newest that it reads.
