@@ -3,6 +3,7 @@
 use crate::failure::Usage;
 use crate::machine::Machine;
 use crate::output::{json, table, text};
+use crate::progress::Progress;
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use intseg::data::image::{Rgb, read_rgb, write_atomically};
@@ -12,7 +13,7 @@ use intseg::predict::images;
 use intseg_import::arch;
 use intseg_import::graph::{FloatGraph, Normalization};
 use intseg_import::onnx::read_graph;
-use intseg_import::quantize::{Options, Ranges, Report, Scales, classes, quantize};
+use intseg_import::quantize::{Options, Ranges, Report, Scales, classes, quantize_with};
 use intseg_import::read::{Format, read_weights};
 use intseg_kernels::Context;
 use serde::Serialize;
@@ -148,7 +149,14 @@ impl Import {
         };
         let compared = if self.report { &images[..] } else { &images[..images.len().min(COMPARED)] };
         let (bytes, report) = threads.install(|| {
-            let mut quantized = quantize(&float.graph, &images, &options)?;
+            let mut progress = None;
+            let mut quantized = quantize_with(&float.graph, &images, &options, &mut |done, total| {
+                let progress = progress.get_or_insert_with(|| Progress::new(total as u64));
+                progress.at(done as u64, &|| "runs of the float network".into());
+            })?;
+            if let Some(progress) = progress {
+                progress.finish();
+            }
             let report = quantized.report(&float.graph, compared, Context { isa, pool: &threads })?;
             quantized.spec.metadata = serde_json::to_string(&metadata)?;
             anyhow::Ok((quantized.spec.to_bytes(), report))

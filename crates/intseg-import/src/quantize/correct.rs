@@ -20,7 +20,8 @@ struct Run {
     quantized: Vec<Map>,
 }
 
-/// What to add to each convolution's biases: for each node, one value a channel or none.
+/// What to add to each convolution's biases: for each node, one value a channel or none. `observe` hears how many nodes are
+/// done.
 ///
 /// # Errors
 /// When the network cannot run on an image.
@@ -29,6 +30,7 @@ pub fn bias_corrections(
     weights: &[Option<QuantizedWeights>],
     exponents: &[i32],
     images: &[&Rgb],
+    observe: &mut dyn FnMut(usize),
 ) -> Result<Vec<Vec<f64>>, QuantizeError> {
     let nodes = &scaled.graph.nodes;
     let mut last_reader: Vec<usize> = (0..nodes.len()).collect();
@@ -72,6 +74,7 @@ pub fn bias_corrections(
                 run.quantized[input].data = Vec::new();
             }
         });
+        observe(index + 1);
     }
     Ok(corrections)
 }

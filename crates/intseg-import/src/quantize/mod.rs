@@ -126,6 +126,19 @@ pub fn classes(graph: &FloatGraph) -> usize {
 /// # Errors
 /// When there are no images, the network cannot run on them, or a layer does not fit the runtime's integers.
 pub fn quantize(graph: &FloatGraph, images: &[Rgb], options: &Options) -> Result<Quantized, QuantizeError> {
+    quantize_with(graph, images, options, &mut |_, _| {})
+}
+
+/// As [`quantize`]; `observe` hears how many runs of the network are done, and of how many.
+///
+/// # Errors
+/// As [`quantize`].
+pub fn quantize_with(
+    graph: &FloatGraph,
+    images: &[Rgb],
+    options: &Options,
+    observe: &mut dyn FnMut(usize, usize),
+) -> Result<Quantized, QuantizeError> {
     if images.is_empty() {
         return Err(QuantizeError::NoImages);
     }
@@ -137,7 +150,11 @@ pub fn quantize(graph: &FloatGraph, images: &[Rgb], options: &Options) -> Result
     float::run(graph, &images[0], |_, _| {})?;
     let prepared = Prepared::new(graph);
     let counts = prepare::channels(&prepared.graph.nodes);
-    let statistics = statistics::channels(&prepared.graph, images, &counts)?;
+    // Neighbours in a list are often neighbours in time.
+    let some: Vec<&Rgb> = images.iter().step_by(images.len().div_ceil(CORRECTED)).collect();
+    let (passes, corrected) = (2 * images.len(), if options.bias_correction { 2 * some.len() } else { 0 });
+    let total = passes + corrected;
+    let statistics = statistics::channels(&prepared.graph, images, &counts, &mut |done| observe(done, total))?;
     let mut factors = Factors::new(&prepared);
     factors.equalize(&prepared, &statistics, options.equalization);
     let equalized = factors.apply(&prepared);
@@ -150,16 +167,19 @@ pub fn quantize(graph: &FloatGraph, images: &[Rgb], options: &Options) -> Result
         let seen = (0..counts[node]).map(|k| statistics[node].magnitude(k) * factors.of(node, k));
         counts_here.then(|| seen.fold(1e-9, f64::max))
     });
-    let histograms = statistics::histograms(&equalized.graph, images, &largest.collect::<Vec<_>>())?;
+    let histograms = statistics::histograms(&equalized.graph, images, &largest.collect::<Vec<_>>(), &mut |done| {
+        observe(images.len() + done, total);
+    })?;
     let exponents = scales::choose(&equalized, &histograms, &statistics, &mut factors, options);
     let scaled = factors.apply(&prepared);
     let weights: Vec<Option<QuantizedWeights>> =
         scaled.graph.nodes.par_iter().map(|node| QuantizedWeights::new(node, options.scales)).collect();
     let corrections = match options.bias_correction {
         true => {
-            // Neighbours in a list are often neighbours in time.
-            let some: Vec<&Rgb> = images.iter().step_by(images.len().div_ceil(CORRECTED)).collect();
-            correct::bias_corrections(&scaled, &weights, &exponents, &some)?
+            let nodes = scaled.graph.nodes.len();
+            correct::bias_corrections(&scaled, &weights, &exponents, &some, &mut |node| {
+                observe(passes + corrected * node / nodes, total);
+            })?
         }
         false => vec![Vec::new(); scaled.graph.nodes.len()],
     };

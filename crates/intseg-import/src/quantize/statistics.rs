@@ -116,14 +116,20 @@ impl Histogram {
 ///
 /// # Errors
 /// When the network cannot run on one of them, or computes what is not finite.
-pub fn channels(graph: &FloatGraph, images: &[Rgb], counts: &[usize]) -> Result<Vec<Channels>, QuantizeError> {
+pub fn channels(
+    graph: &FloatGraph,
+    images: &[Rgb],
+    counts: &[usize],
+    observe: &mut dyn FnMut(usize),
+) -> Result<Vec<Channels>, QuantizeError> {
     let empty = || counts.iter().map(|&count| Channels::new(count)).collect::<Vec<_>>();
     let one = |image: &Rgb| {
         let mut all = empty();
         float::run(graph, image, |index, map| all[index].add(map))?;
         Ok::<_, QuantizeError>(all)
     };
-    let merged = merged(images, one, |a, b| a.iter_mut().zip(&b).for_each(|(a, b)| a.merge(b)))?.unwrap_or_else(empty);
+    let merged =
+        merged(images, one, |a, b| a.iter_mut().zip(&b).for_each(|(a, b)| a.merge(b)), observe)?.unwrap_or_else(empty);
     for (node, channels) in graph.nodes.iter().zip(&merged) {
         if !channels.finite {
             return Err(QuantizeError::NotFinite { layer: node.name.clone() });
@@ -140,6 +146,7 @@ pub fn histograms(
     graph: &FloatGraph,
     images: &[Rgb],
     largest: &[Option<f64>],
+    observe: &mut dyn FnMut(usize),
 ) -> Result<Vec<Option<Histogram>>, QuantizeError> {
     let empty = || largest.iter().map(|largest| largest.map(Histogram::new)).collect::<Vec<_>>();
     let one = |image: &Rgb| {
@@ -154,16 +161,17 @@ pub fn histograms(
     let merge = |a: &mut Vec<Option<Histogram>>, b: Vec<Option<Histogram>>| {
         a.iter_mut().zip(&b).filter_map(|(a, b)| a.as_mut().zip(b.as_ref())).for_each(|(a, b)| a.merge(b));
     };
-    Ok(merged(images, one, merge)?.unwrap_or_else(empty))
+    Ok(merged(images, one, merge, observe)?.unwrap_or_else(empty))
 }
 
-/// The results of every image, a few images at a time, merged in their order: the same for any number of threads.
+/// The results of every image, a few images at a time and `observe` told how many are done, merged in their order: the same for any number of threads.
 fn merged<T: Send>(
     images: &[Rgb],
     one: impl Fn(&Rgb) -> Result<T, QuantizeError> + Sync,
     merge: impl Fn(&mut T, T),
+    observe: &mut dyn FnMut(usize),
 ) -> Result<Option<T>, QuantizeError> {
-    let mut total: Option<T> = None;
+    let (mut total, mut done): (Option<T>, usize) = (None, 0);
     for some in images.chunks(rayon::current_num_threads()) {
         for part in some.par_iter().map(&one).collect::<Result<Vec<_>, _>>()? {
             match &mut total {
@@ -171,6 +179,8 @@ fn merged<T: Send>(
                 None => total = Some(part),
             }
         }
+        done += some.len();
+        observe(done);
     }
     Ok(total)
 }
