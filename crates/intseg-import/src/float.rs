@@ -92,6 +92,10 @@ pub(crate) fn compute(node: &FloatNode, inputs: &[&Map]) -> Result<Map, &'static
             let size = size.ok_or("the image is too small for its window")?;
             check_len(size, *c_out)?;
             let geometry = geometry(window, size, [*c_out, *c_in]);
+            // With more output padding than stride, the convolution back would have other sizes.
+            if geometry.output_size() != Some([input.shape.h, input.shape.w]) {
+                return Err("its output padding is not smaller than its stride");
+            }
             let mut map = conv::adjoint(&geometry, input, &swapped(weights, *c_in, *c_out));
             map.data.chunks_exact_mut(*c_out).for_each(|pixel| pixel.iter_mut().zip(bias).for_each(|(v, b)| *v += b));
             Ok(map)

@@ -199,6 +199,11 @@ fn what_cannot_be_quantised_is_said() {
     assert!(error.to_string().contains("not finite"), "{error}");
     let error = quantize(&everything(), &images(1, [1, 1]), &Options::default()).unwrap_err();
     assert!(error.to_string().contains("node9: the image is too small"), "{error}");
+    let mut padded = everything();
+    let FloatOp::ConvTranspose { output_padding, .. } = &mut padded.nodes[12].op else { panic!("a transposed one") };
+    *output_padding = [2, 0];
+    let error = quantize(&padded, &images(1, [16, 16]), &Options::default()).unwrap_err();
+    assert!(error.to_string().contains("node12: its output padding"), "{error}");
     let mut b = Builder(Vec::new());
     let image = b.push(FloatOp::Image, &[]);
     b.conv(image, [3, 300], 1);
