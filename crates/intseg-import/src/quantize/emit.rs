@@ -164,7 +164,7 @@ impl Source<'_> {
 /// part of an output's step: so a runtime whose scales are float32 and whose biases are added to the sums computes the
 /// same.
 fn fixed(scale: f64, offset: f64) -> (i32, i64, u8) {
-    let bits = |v: f64| if v == 0.0 { -1000 } else { v.abs().log2().floor() as i32 + 1 };
+    let bits = |v: f64| v.abs().log2().floor().clamp(-1000.0, 1000.0) as i32 + 1;
     let shift = (24 - bits(scale)).min(60 - bits(offset)).clamp(0, 62);
     let unit = 2f64.powi(shift);
     let multiplier = (scale * unit).round_ties_even().clamp(-f64::from(i32::MAX), f64::from(i32::MAX));
@@ -183,7 +183,7 @@ const LARGEST_BIAS: f64 = (1u64 << 30) as f64;
 /// The same for a scale that is a power of two: the bias is a whole number of sums, so that a float runtime, whose
 /// biases are, rounds as integers do.
 fn power_of_two(scale: f64, offset: f64) -> (i32, i64, u8) {
-    let exponent = scale.abs().log2().round() as i32;
+    let exponent = scale.abs().log2().round().clamp(-1000.0, 1000.0) as i32;
     let shift = (-exponent).clamp(0, 62);
     let multiplier = 2f64.powi(exponent + shift).min(2f64.powi(30)) * scale.signum();
     let bias = (offset / scale).round_ties_even().clamp(-1e9, 1e9);
@@ -209,6 +209,13 @@ mod tests {
                         "{scale} {offset}: {got} {want}"
                     );
                 }
+            }
+        }
+        for (scale, offset) in
+            [(1e300, 0.0), (0.0, 1e300), (f64::INFINITY, f64::INFINITY), (f64::NAN, 1.0), (1e-300, -1e300)]
+        {
+            for (_, b, s) in [fixed(scale, offset), power_of_two(scale, offset)] {
+                assert!(s <= 62 && b.unsigned_abs() <= 1 << 61, "{scale} {offset}");
             }
         }
         assert_eq!(power_of_two(0.25, 1.6), (1, 6, 2));
