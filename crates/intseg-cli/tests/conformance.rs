@@ -6,7 +6,7 @@
 
 use intseg_kernels::average_pool::AveragePool;
 use intseg_kernels::max_pool::{self, MaxPool};
-use intseg_kernels::resize::{Resize, Tap, axis, nearest_axis};
+use intseg_kernels::resize::{Interpolation, Resize, Tap};
 use intseg_kernels::{Context, Conv2d, Convolution, Direction, Input, Line, Requantizer, Weights, deploy};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -267,11 +267,11 @@ impl Case {
         }
         let values: Vec<i16> = x.nhwc(FRACTION / 4.0)?;
         let (mut rows, mut columns) = (vec![Tap::default(); out_h], vec![Tap::default(); out_w]);
-        let along = |taps: &mut [Tap], size| match mode {
-            "nearest" => nearest_axis(taps, size),
-            _ => axis(taps, size, coordinates == "align_corners"),
+        let interpolation = match mode {
+            "nearest" => Interpolation::Nearest,
+            _ => Interpolation::linear(coordinates == "align_corners"),
         };
-        let denominators = [along(&mut rows, h), along(&mut columns, w)];
+        let denominators = [interpolation.axis(&mut rows, h), interpolation.axis(&mut columns, w)];
         let mut out = vec![0i16; out_h * out_w * channels];
         Resize { input, channels, rows: &rows, columns: &columns, denominators }.forward(
             Context::reference(),

@@ -3,7 +3,7 @@
 use crate::graph::{FloatGraph, FloatNode, FloatOp, Interpolation, ResizeTarget, Window};
 use intseg::data::image::Rgb;
 use intseg::tensor::Shape;
-use intseg_kernels::resize::{Tap, axis, nearest_axis};
+use intseg_kernels::resize::Tap;
 use intseg_kernels::{Conv2d, max_pool};
 use intseg_reference::{Map, conv};
 
@@ -88,10 +88,12 @@ pub(crate) fn compute(node: &FloatNode, inputs: &[&Map]) -> Result<Map, &'static
         }
         FloatOp::ConvTranspose { window, output_padding, weights, channels: [c_in, c_out], bias } => {
             channels_fit(*c_in)?;
-            let size = transposed_size(window, *output_padding, [input.shape.h, input.shape.w]);
+            let channels = [*c_out, *c_in];
+            let size = [input.shape.h, input.shape.w];
+            let size = geometry(window, [0; 2], channels).transposed_size(size, *output_padding);
             let size = size.ok_or("the image is too small for its window")?;
             check_len(size, *c_out)?;
-            let geometry = geometry(window, size, [*c_out, *c_in]);
+            let geometry = geometry(window, size, channels);
             // With more output padding than stride, the convolution back would have other sizes.
             if geometry.output_size() != Some([input.shape.h, input.shape.w]) {
                 return Err("its output padding is not smaller than its stride");
@@ -167,15 +169,6 @@ fn check_len([h, w]: [usize; 2], channels: usize) -> Result<(), &'static str> {
     }
 }
 
-fn transposed_size(window: &Window, extra: [usize; 2], input: [usize; 2]) -> Option<[usize; 2]> {
-    let along = |axis: usize| {
-        let reach = window.dilation[axis].checked_mul(window.kernel[axis].checked_sub(1)?)?.checked_add(1)?;
-        let full = (input[axis] - 1).checked_mul(window.stride[axis])?.checked_add(reach)?.checked_add(extra[axis])?;
-        full.checked_sub(window.padding[axis].checked_mul(2)?).filter(|&size| size > 0)
-    };
-    Some([along(0)?, along(1)?])
-}
-
 /// `[KH, KW, C_in, C_out]` as `[KH, KW, C_out, C_in]`: a transposed convolution's weights as those of the convolution
 /// that it is the adjoint of.
 pub(crate) fn swapped<T: Copy>(weights: &[T], c_in: usize, c_out: usize) -> Vec<T> {
@@ -231,11 +224,7 @@ pub fn resize(input: &Map, [h, w]: [usize; 2], interpolation: Interpolation) -> 
     let c = input.shape.c;
     let along = |size: usize, out: usize| {
         let mut taps = vec![Tap::default(); out];
-        let denominator = match interpolation {
-            Interpolation::Linear => axis(&mut taps, size, false),
-            Interpolation::LinearAligned => axis(&mut taps, size, true),
-            Interpolation::Nearest => nearest_axis(&mut taps, size),
-        };
+        let denominator = interpolation.axis(&mut taps, size);
         let place = move |tap: Tap| ([tap.first as usize, tap.second as usize], tap.weight as f32 / denominator as f32);
         taps.into_iter().map(place).collect::<Vec<_>>()
     };

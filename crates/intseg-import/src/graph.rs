@@ -1,5 +1,7 @@
 //! A float network as post-training quantisation sees it: every operator that it knows, in NHWC.
 
+pub use intseg_kernels::resize::Interpolation;
+
 /// What a window operator's geometry is, each vertical then horizontal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
@@ -11,17 +13,6 @@ pub struct Window {
     pub dilation: [usize; 2],
     /// Padding, the same on both sides.
     pub padding: [usize; 2],
-}
-
-/// How a resize finds its values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Interpolation {
-    /// Bilinear, half-pixel centres.
-    Linear,
-    /// Bilinear, the corner pixels' centres aligned.
-    LinearAligned,
-    /// The nearest value at an integer factor; a size that is not a multiple of the input's is not to be had.
-    Nearest,
 }
 
 /// What a resize makes of its rows and columns.

@@ -51,6 +51,36 @@ impl Coordinates {
     }
 }
 
+/// How a resize finds its values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interpolation {
+    /// Bilinear, half-pixel centres.
+    Linear,
+    /// Bilinear, the corner pixels' centres aligned.
+    LinearAligned,
+    /// Output `o` is input `⌊o · in / out⌋`.
+    Nearest,
+}
+
+impl Interpolation {
+    /// Bilinear, with aligned corners or half-pixel centres.
+    pub fn linear(align_corners: bool) -> Self {
+        if align_corners { Interpolation::LinearAligned } else { Interpolation::Linear }
+    }
+
+    /// Fills the taps of an axis from `size` inputs to `taps.len()` outputs; returns the denominator.
+    ///
+    /// # Panics
+    /// When `size` is 0.
+    pub fn axis(self, taps: &mut [Tap], size: usize) -> u32 {
+        match self {
+            Interpolation::Linear => axis(taps, size, false),
+            Interpolation::LinearAligned => axis(taps, size, true),
+            Interpolation::Nearest => nearest_axis(taps, size),
+        }
+    }
+}
+
 /// Fills the taps of an axis from `size` inputs to `taps.len()` outputs, at [`Coordinates`]; returns the denominator.
 ///
 /// # Panics
@@ -77,7 +107,7 @@ pub fn axis(taps: &mut [Tap], size: usize, align_corners: bool) -> u32 {
 ///
 /// # Panics
 /// When `size` is 0.
-pub fn nearest_axis(taps: &mut [Tap], size: usize) -> u32 {
+fn nearest_axis(taps: &mut [Tap], size: usize) -> u32 {
     assert!(size > 0, "an axis needs an input");
     let outputs = taps.len() as u64;
     for (o, tap) in (0u64..).zip(taps.iter_mut()) {

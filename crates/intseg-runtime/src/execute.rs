@@ -1,11 +1,11 @@
 //! Running a model in memory that the caller owns.
 
-use crate::model::{Conv, Element, Interpolation, Model, Node, Op, Requantization};
+use crate::model::{Conv, Element, Model, Node, Op, Requantization};
 use crate::plan::{Alignment, Plan, Shape, Sizes, Slot, convolution};
 use core::ops::Range;
 use intseg_kernels::pool::for_each_piece_with;
 use intseg_kernels::requantize::Contribution;
-use intseg_kernels::resize::{Resize, Tap, axis, nearest_axis};
+use intseg_kernels::resize::{Interpolation, Resize, Tap};
 use intseg_kernels::round::divide_half_even;
 use intseg_kernels::{
     Context, Input, Line, Output, OutputData, Requantizer, Weights, average_pool, bytes, deploy, max_pool,
@@ -366,12 +366,7 @@ fn contribution<'v>(element: Element, words: &'v [i16], bytes: &'v [u8], shift: 
 /// A resize whose taps are written to the front of `taps`.
 fn taps_of(taps: &mut [Tap], input: Shape, [h, w]: [usize; 2], interpolation: Interpolation) -> Resize<'_> {
     let (rows, columns) = taps[..h + w].split_at_mut(h);
-    let along = |taps: &mut [Tap], size| match interpolation {
-        Interpolation::Linear => axis(taps, size, false),
-        Interpolation::LinearAligned => axis(taps, size, true),
-        Interpolation::Nearest => nearest_axis(taps, size),
-    };
-    let denominators = [along(rows, input.h), along(columns, input.w)];
+    let denominators = [interpolation.axis(rows, input.h), interpolation.axis(columns, input.w)];
     Resize { input: [input.h, input.w], channels: input.c, rows, columns, denominators }
 }
 

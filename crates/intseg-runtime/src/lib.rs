@@ -40,7 +40,8 @@ pub mod writer;
 pub use engine::{Engine, EngineError};
 pub use error::ModelError;
 pub use execute::{Memory, execute, load};
-pub use model::{Conv, Element, Interpolation, Model, Node, Op, Requantization};
+pub use intseg_kernels::resize::Interpolation;
+pub use model::{Conv, Element, Model, Node, Op, Requantization};
 pub use plan::{Alignment, Plan, PlanError, Shape, Sizes, Slot};
 
 /// The version of the model file that this crate writes, and the newest that it reads.

@@ -16,6 +16,7 @@
 use crate::error::ModelError;
 use crate::{MAGIC, VERSION};
 use intseg_kernels::bytes::as_i8;
+use intseg_kernels::resize::Interpolation;
 
 /// Bytes of the fixed part at the start.
 pub(crate) const HEADER: usize = 32;
@@ -35,6 +36,17 @@ pub enum Element {
     I8 = 1,
     /// Residual streams and logits, ±32767.
     I16 = 2,
+}
+
+impl Element {
+    /// The smallest and the largest value of a node.
+    pub fn range(self) -> [i32; 2] {
+        match self {
+            Element::U8 => [0, 255],
+            Element::I8 => [-128, 127],
+            Element::I16 => [-32_767, 32_767],
+        }
+    }
 }
 
 /// One multiplier, bias and shift a channel, as bytes of the file.
@@ -97,24 +109,6 @@ impl Conv<'_> {
     /// The largest magnitude that a sum can reach.
     pub fn accumulator_bound(&self) -> u64 {
         (self.kernel[0] * self.kernel[1]) as u64 * self.c_in as u64 * 255 * 127
-    }
-}
-
-/// How a resize finds its values.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Interpolation {
-    /// Bilinear, half-pixel centres.
-    Linear,
-    /// Bilinear, the corner pixels' centres aligned.
-    LinearAligned,
-    /// Output `o` is input `⌊o · in / out⌋`.
-    Nearest,
-}
-
-impl Interpolation {
-    /// Bilinear, with aligned corners or half-pixel centres.
-    pub fn linear(align_corners: bool) -> Self {
-        if align_corners { Interpolation::LinearAligned } else { Interpolation::Linear }
     }
 }
 
@@ -387,11 +381,7 @@ impl<'a> Model<'a> {
         let clamp = [cursor.i32().ok_or(end)?, cursor.i32().ok_or(end)?];
         let name = core::str::from_utf8(cursor.take(name_len).ok_or(end)?).map_err(|_| "its name is not UTF-8")?;
         let inputs = cursor.take(4 * input_count).ok_or(end)?;
-        let (low, high) = match element {
-            Element::U8 => (0, 255),
-            Element::I8 => (-128, 127),
-            Element::I16 => (-32_767, 32_767),
-        };
+        let [low, high] = element.range();
         if clamp[0] > clamp[1] || clamp[0] < low || clamp[1] > high || exponent.unsigned_abs() > 200 {
             return Err("its exponent or clamp is out of range");
         }

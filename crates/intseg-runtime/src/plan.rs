@@ -160,43 +160,32 @@ pub struct Plan<'s> {
     pub sizes: Sizes,
 }
 
+/// The geometry of a convolution from `from`, or of that whose adjoint a transposed one is.
+fn geometry(conv: &Conv, from: Shape) -> Conv2d {
+    let [c_in, c_out] = match conv.transposed {
+        None => [conv.c_in, conv.c_out],
+        Some(_) => [conv.c_out, conv.c_in],
+    };
+    let Conv { kernel, stride, dilation, padding, .. } = *conv;
+    Conv2d { batch: 1, in_h: from.h, in_w: from.w, c_in, c_out, kernel, stride, dilation, padding }
+}
+
 /// Rows and columns of a convolution's output; `None` where its window does not fit.
 fn conv_size(conv: &Conv, input: Shape) -> Option<[usize; 2]> {
-    let input = [input.h, input.w];
-    let mut size = [0; 2];
-    for (axis, size) in size.iter_mut().enumerate() {
-        let reach = conv.dilation[axis].checked_mul(conv.kernel[axis] - 1)?.checked_add(1)?;
-        let (stride, margin) = (conv.stride[axis], 2 * conv.padding[axis]);
-        *size = match conv.transposed {
-            None => (input[axis] + margin).checked_sub(reach)? / stride + 1,
-            Some(extra) => {
-                let full = (input[axis] - 1).checked_mul(stride)?.checked_add(reach)?.checked_add(extra[axis])?;
-                full.checked_sub(margin).filter(|&size| size > 0)?
-            }
-        };
+    let geometry = geometry(conv, input);
+    match conv.transposed {
+        None => geometry.output_size(),
+        Some(extra) => geometry.transposed_size([input.h, input.w], extra),
     }
-    Some(size)
 }
 
 /// The convolution of a node that reads `input` and writes `output`.
 pub(crate) fn convolution(conv: &Conv, input: &Slot, output: Shape) -> Convolution {
-    // A transposed convolution is the adjoint of the convolution from its output to its input.
-    let (direction, from, to) = match conv.transposed {
-        None => (Direction::Forward, input.shape, output),
-        Some(_) => (Direction::Transposed, output, input.shape),
+    let (direction, from) = match conv.transposed {
+        None => (Direction::Forward, input.shape),
+        Some(_) => (Direction::Transposed, output),
     };
-    let geometry = Conv2d {
-        batch: 1,
-        in_h: from.h,
-        in_w: from.w,
-        c_in: from.c,
-        c_out: to.c,
-        kernel: conv.kernel,
-        stride: conv.stride,
-        dilation: conv.dilation,
-        padding: conv.padding,
-    };
-    Convolution { geometry, direction, signed: input.element == Element::I8 }
+    Convolution { geometry: geometry(conv, from), direction, signed: input.element == Element::I8 }
 }
 
 impl<'s> Plan<'s> {

@@ -1,7 +1,8 @@
 //! Building a model file.
 
-use crate::model::{CHECKSUM, Element, HEADER, Interpolation};
+use crate::model::{CHECKSUM, Element, HEADER};
 use crate::{MAGIC, VERSION};
+use intseg_kernels::resize::Interpolation;
 use std::string::String;
 use std::vec::Vec;
 

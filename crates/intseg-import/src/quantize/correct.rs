@@ -99,11 +99,7 @@ fn mean_difference(runs: &[Run], index: usize) -> Vec<f64> {
 
 /// The values that a type holds.
 fn round(map: &mut Map, element: Element, exponent: i32) {
-    let [low, high] = match element {
-        Element::U8 => [0.0, 255.0],
-        Element::I8 => [-128.0, 127.0],
-        Element::I16 => [-32_767.0, 32_767.0],
-    };
+    let [low, high] = element.range().map(|v| v as f32);
     let step = 2f32.powi(exponent);
     map.data.iter_mut().for_each(|v| *v = (*v / step).round_ties_even().max(low).min(high) * step);
 }

@@ -1,11 +1,12 @@
 //! From a scaled float network to a model of integers.
 
-use super::prepare::{Prepared, runtime_layout};
+use super::prepare::Prepared;
 use super::weights::QuantizedWeights;
 use super::{Options, QuantizeError, Scales};
+use crate::float::swapped;
 use crate::graph::{FloatOp, Interpolation, ResizeTarget, Window};
+use intseg_runtime::Element;
 use intseg_runtime::writer::{ModelSpec, NodeSpec, OpSpec, RequantizationSpec};
-use intseg_runtime::{self as runtime, Element};
 
 /// The model, and for each of its nodes the node of the network whose output it computes.
 pub struct Emitted {
@@ -29,11 +30,11 @@ pub struct Source<'a> {
     pub options: &'a Options,
 }
 
-/// Writes the model's nodes.
+/// Writes the model's nodes, without metadata.
 ///
 /// # Errors
 /// When a layer's sums could leave 32 bits.
-pub fn emit(source: &Source, metadata: String) -> Result<Emitted, QuantizeError> {
+pub fn emit(source: &Source) -> Result<Emitted, QuantizeError> {
     let Source { scaled, exponents, .. } = source;
     let nodes = &scaled.graph.nodes;
     let (mut specs, mut origin): (Vec<NodeSpec>, Vec<usize>) = (Vec::new(), Vec::new());
@@ -74,11 +75,7 @@ pub fn emit(source: &Source, metadata: String) -> Result<Emitted, QuantizeError>
                     ResizeTarget::Factor(factor) => Some(*factor),
                     ResizeTarget::Like => None,
                 },
-                interpolation: match interpolation {
-                    Interpolation::Linear => runtime::Interpolation::Linear,
-                    Interpolation::LinearAligned => runtime::Interpolation::LinearAligned,
-                    Interpolation::Nearest => runtime::Interpolation::Nearest,
-                },
+                interpolation: *interpolation,
             },
             FloatOp::Clip { .. } => unreachable!("left out above"),
         };
@@ -95,16 +92,12 @@ pub fn emit(source: &Source, metadata: String) -> Result<Emitted, QuantizeError>
         origin.push(index);
     }
     let align_corners = scaled.graph.upsampling == Interpolation::LinearAligned;
-    Ok(Emitted { spec: ModelSpec { metadata, align_corners, nodes: specs }, origin })
+    Ok(Emitted { spec: ModelSpec { metadata: String::new(), align_corners, nodes: specs }, origin })
 }
 
 /// The range of a type, within a clamp's bounds.
 fn clamp(element: Element, exponent: i32, bounds: Option<[f32; 2]>) -> [i32; 2] {
-    let [low, high] = match element {
-        Element::U8 => [0, 255],
-        Element::I8 => [-128, 127],
-        Element::I16 => [-32_767, 32_767],
-    };
+    let [low, high] = element.range();
     let Some([least, most]) = bounds else { return [low, high] };
     let steps =
         |bound: f32| (f64::from(bound) / 2f64.powi(exponent)).round_ties_even().clamp(low.into(), high.into()) as i32;
@@ -137,7 +130,10 @@ impl Source<'_> {
             channels: [c_in, c_out],
             weight_exponent: largest.log2().ceil() as i32,
             transposed,
-            weights: runtime_layout(values.clone(), transposed.is_some(), [c_in, c_out]),
+            weights: match transposed {
+                None => values.clone(),
+                Some(_) => swapped(values, c_in, c_out),
+            },
             requantization: self.requantization(steps.iter().copied().zip(bias), from, to),
         })
     }

@@ -185,6 +185,6 @@ pub fn quantize_with(
     };
     let (weights, corrections) = (&weights[..], &corrections[..]);
     let source = emit::Source { scaled: &scaled, weights, corrections, exponents: &exponents, options };
-    let emitted = emit::emit(&source, String::new())?;
+    let emitted = emit::emit(&source)?;
     Ok(Quantized { spec: emitted.spec, scaled: scaled.graph, origin: emitted.origin })
 }

@@ -1,7 +1,6 @@
 //! Bringing a float network to the form that quantises node by node: batch normalisations folded into convolutions, the
 //! image as the runtime has it, every clamp behind an operator that clamps, and types that fit their readers.
 
-use crate::float::swapped;
 use crate::graph::{FloatGraph, FloatNode, FloatOp, Interpolation, Normalization, ResizeTarget};
 use intseg_runtime::Element;
 
@@ -90,9 +89,7 @@ fn readers(nodes: &[FloatNode]) -> Vec<usize> {
 /// Multiplies a convolution's or an affine map's output channels and then adds to them.
 pub fn scale_output(op: &mut FloatOp, scale: impl Fn(usize) -> f64, offset: impl Fn(usize) -> f64) {
     let scaled = |values: &mut [f32], add: bool| {
-        let channels = values.len();
         for (k, value) in values.iter_mut().enumerate() {
-            let k = k % channels;
             *value = (f64::from(*value) * scale(k) + if add { offset(k) } else { 0.0 }) as f32;
         }
     };
@@ -341,9 +338,4 @@ fn typed(graph: FloatGraph) -> Prepared {
         elements.push(Element::I16);
     }
     Prepared { graph: FloatGraph { nodes: rebuild.nodes, ..graph }, elements }
-}
-
-/// A transposed convolution's weights as the runtime lays them out; a convolution's as they are.
-pub fn runtime_layout<T: Copy>(weights: Vec<T>, transposed: bool, [c_in, c_out]: [usize; 2]) -> Vec<T> {
-    if transposed { swapped(&weights, c_in, c_out) } else { weights }
 }

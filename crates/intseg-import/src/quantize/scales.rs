@@ -36,11 +36,7 @@ impl Sets {
 
 /// How many steps a type has on one side of zero.
 pub fn levels(element: Element) -> f64 {
-    match element {
-        Element::U8 => 255.0,
-        Element::I8 => 127.0,
-        Element::I16 => 32_767.0,
-    }
+    element.range()[1].into()
 }
 
 /// The factors by which the channels of each node's output are multiplied.

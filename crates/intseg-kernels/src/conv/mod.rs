@@ -58,6 +58,18 @@ impl Conv2d {
         Some([along(self.in_h, 0)?, along(self.in_w, 1)?])
     }
 
+    /// Rows and columns that the adjoint makes of an output of `size`, with `extra` of them at the end: of the inputs that
+    /// lead to one output, the one that is meant. `None` when there is none. `in_h` and `in_w` do not matter.
+    pub fn transposed_size(&self, size: [usize; 2], extra: [usize; 2]) -> Option<[usize; 2]> {
+        let along = |axis: usize| {
+            let reach = self.dilation[axis].checked_mul(self.kernel[axis].checked_sub(1)?)?.checked_add(1)?;
+            let steps = size[axis].checked_sub(1)?.checked_mul(self.stride[axis])?;
+            let full = steps.checked_add(reach)?.checked_add(extra[axis])?;
+            full.checked_sub(self.padding[axis].checked_mul(2)?).filter(|&size| size > 0)
+        };
+        Some([along(0)?, along(1)?])
+    }
+
     /// Output rows; 0 when there is no output.
     pub fn out_h(&self) -> usize {
         self.output_size().map_or(0, |[h, _]| h)

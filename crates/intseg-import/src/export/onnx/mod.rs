@@ -139,9 +139,6 @@ fn scale(builder: &mut Builder, exponent: i32) -> String {
 
 /// The largest magnitude that a type holds.
 fn largest(element: Element) -> u32 {
-    match element {
-        Element::U8 => 255,
-        Element::I8 => 128,
-        Element::I16 => 32_767,
-    }
+    let [low, high] = element.range();
+    low.unsigned_abs().max(high.unsigned_abs())
 }
