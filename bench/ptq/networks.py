@@ -7,6 +7,7 @@ exported graph of a fixed size has no shape arithmetic in it.
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.segmentation import lraspp_mobilenet_v3_large
 
 
 def resize(x, size):
@@ -175,12 +176,25 @@ class UNet(nn.Module):
         return self.classify(x)
 
 
-NETWORKS = {"fcn8s": Fcn8s, "deeplabv3": DeepLabV3, "unet": UNet}
+class Lraspp(nn.Module):
+    """torchvision's lraspp_mobilenet_v3_large itself, at its own width and with its initial weights."""
+
+    def __init__(self, classes, _width):
+        super().__init__()
+        self.network = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=classes)
+
+    def forward(self, x):
+        return self.network(x)["out"]
+
+
+NETWORKS = {"fcn8s": Fcn8s, "deeplabv3": DeepLabV3, "unet": UNet, "lraspp": Lraspp}
 
 
 def build(name, classes=11, width=0.25):
     """A network with He's initial weights."""
     network = NETWORKS[name](classes, width)
+    if isinstance(network, Lraspp):
+        return network
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -5,17 +5,19 @@
 //! return i32 or i64 sums, or requantise such sums once.
 
 mod convolution;
+mod depthwise;
 pub(crate) mod gather;
 pub(crate) mod phase;
 #[cfg(test)]
 pub(crate) mod reference;
 pub(crate) mod shared_taps;
-mod store;
+pub(crate) mod store;
 #[cfg(test)]
 mod tests;
 mod weight_gradient;
 
 pub use convolution::Convolution;
+pub use depthwise::Depthwise;
 pub(crate) use store::Store;
 pub use store::requantize;
 pub use weight_gradient::{Sum, WeightGradient};

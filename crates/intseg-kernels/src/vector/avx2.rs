@@ -8,9 +8,9 @@ use core::arch::x86_64::{
     __m256i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_packs_epi16, _mm_packus_epi16, _mm_srli_si128, _mm_storeu_si128,
     _mm256_add_epi32, _mm256_and_si256, _mm256_blendv_epi8, _mm256_castsi256_si128, _mm256_cmpgt_epi32,
     _mm256_cvtepi8_epi32, _mm256_cvtepi16_epi32, _mm256_cvtepu8_epi32, _mm256_extracti128_si256, _mm256_loadu_si256,
-    _mm256_max_epi32, _mm256_min_epi32, _mm256_mullo_epi32, _mm256_packs_epi32, _mm256_permute4x64_epi64,
-    _mm256_set1_epi32, _mm256_sll_epi32, _mm256_sra_epi32, _mm256_srav_epi32, _mm256_srl_epi32, _mm256_storeu_si256,
-    _mm256_sub_epi32, _mm256_xor_si256,
+    _mm256_madd_epi16, _mm256_max_epi32, _mm256_min_epi32, _mm256_mullo_epi32, _mm256_packs_epi32,
+    _mm256_permute4x64_epi64, _mm256_set1_epi32, _mm256_sll_epi32, _mm256_sra_epi32, _mm256_srav_epi32,
+    _mm256_srl_epi32, _mm256_storeu_si256, _mm256_sub_epi32, _mm256_xor_si256,
 };
 
 /// Sixteen lanes: the first eight, the last eight.
@@ -110,6 +110,11 @@ impl Vector for Vector256 {
     fn mul(self, other: Self) -> Self {
         // SAFETY: the instructions are there (see above).
         unsafe { Self(_mm256_mullo_epi32(self.0, other.0), _mm256_mullo_epi32(self.1, other.1)) }
+    }
+    #[inline(always)]
+    fn mul_narrow(self, other: Self) -> Self {
+        // SAFETY: the instructions are there (see above). The upper halves of the lanes of `self` are 0.
+        unsafe { Self(_mm256_madd_epi16(self.0, other.0), _mm256_madd_epi16(self.1, other.1)) }
     }
     #[inline(always)]
     fn min(self, other: Self) -> Self {

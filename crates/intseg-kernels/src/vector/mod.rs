@@ -40,6 +40,8 @@ pub(crate) trait Vector: Copy {
     fn sub(self, other: Self) -> Self;
     /// The low 32 bits.
     fn mul(self, other: Self) -> Self;
+    /// Products of lanes of 16 bits, `self`'s not negative: in fewer instructions than [`Vector::mul`].
+    fn mul_narrow(self, other: Self) -> Self;
     fn min(self, other: Self) -> Self;
     fn max(self, other: Self) -> Self;
     fn and(self, other: Self) -> Self;
@@ -89,6 +91,11 @@ pub(crate) trait Element: Copy + Default + Send + Sync {
     fn load<V: Vector>(from: &[Self; LANES]) -> V;
     /// Every lane must fit.
     fn store<V: Vector>(vector: V, to: &mut [Self; LANES]);
+    /// The products of values of this type and signed bytes.
+    #[inline(always)]
+    fn product<V: Vector>(values: V, bytes: V) -> V {
+        values.mul(bytes)
+    }
 }
 
 impl Element for i32 {
@@ -128,6 +135,10 @@ impl Element for u8 {
     #[inline(always)]
     fn load<V: Vector>(from: &[Self; LANES]) -> V {
         V::load_u8(from)
+    }
+    #[inline(always)]
+    fn product<V: Vector>(values: V, bytes: V) -> V {
+        values.mul_narrow(bytes)
     }
     #[inline(always)]
     fn store<V: Vector>(vector: V, to: &mut [Self; LANES]) {
@@ -237,6 +248,7 @@ mod tests {
                 a.shr(1).half_even(shift.min(30)),
                 a.stochastic(shift, b),
                 a.within(V::splat(-1000), V::splat(77)),
+                a.shr_unsigned(17).mul_narrow(b.shr(16)),
             ];
             let (mut i8s, mut u8s, mut i16s) = ([0i8; LANES], [0u8; LANES], [0i16; LANES]);
             a.shr(24).store_i8(&mut i8s);
@@ -271,6 +283,7 @@ mod tests {
             half_even_i32(a >> 1, shift.min(30)),
             stochastic_i32(a, shift, b as u32),
             a.clamp(-1000, 77),
+            (a as u32 >> 17) as i32 * (b >> 16),
             a >> 24,
             (a as u32 >> 24) as i32,
             a >> 16,

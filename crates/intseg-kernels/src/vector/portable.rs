@@ -67,6 +67,10 @@ impl Vector for Lanes {
         self.map2(other, i32::wrapping_mul)
     }
     #[inline(always)]
+    fn mul_narrow(self, other: Self) -> Self {
+        self.mul(other)
+    }
+    #[inline(always)]
     fn min(self, other: Self) -> Self {
         self.map2(other, i32::min)
     }
