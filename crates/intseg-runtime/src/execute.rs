@@ -1,5 +1,7 @@
 //! Running a model in memory that the caller owns.
 
+mod mobile;
+
 use crate::model::{Conv, Element, Model, Node, Op, Requantization};
 use crate::plan::{Alignment, Plan, Shape, Sizes, Slot, convolution};
 use core::ops::Range;
@@ -66,6 +68,8 @@ pub fn load(model: &Model, plan: &Plan, ctx: Context, memory: &mut Memory) {
                 unpack(&conv.requantization, memory, &mut constants);
             }
             Op::Affine(requantization) => unpack(&requantization, memory, &mut constants),
+            Op::Depthwise(depthwise) => unpack(&depthwise.requantization, memory, &mut constants),
+            Op::Product(product) => unpack(&product.requantization, memory, &mut constants),
             _ => {}
         }
     }
@@ -120,6 +124,9 @@ pub fn execute(
             Op::AveragePool { .. } => run.average_pool(memory),
             Op::Resize { interpolation, .. } => run.resize(interpolation, memory),
             Op::Concat => run.concat(memory),
+            Op::Depthwise(depthwise) => run.depthwise(&depthwise, memory, &mut constants),
+            Op::Table(table) => run.table(table, memory),
+            Op::Product(product) => run.product(&product, memory, &mut constants),
         }
         tap(index, run.slot, memory);
     }

@@ -41,11 +41,11 @@ pub use engine::{Engine, EngineError};
 pub use error::ModelError;
 pub use execute::{Memory, execute, load};
 pub use intseg_kernels::resize::Interpolation;
-pub use model::{Conv, Element, Model, Node, Op, Requantization};
+pub use model::{Conv, Depthwise, Element, Model, Node, Op, Product, Requantization};
 pub use plan::{Alignment, Plan, PlanError, Shape, Sizes, Slot};
 
-/// The version of the model file that this crate writes, and the newest that it reads.
-pub const VERSION: u32 = 2;
+/// The newest version of the model file that this crate reads; it writes the lowest that a model's nodes need.
+pub const VERSION: u32 = 3;
 /// What a model file begins with.
 pub const MAGIC: [u8; 8] = *b"INTSEG\0\0";
 /// The rounding of every requantisation, kept in the file so that a reader can refuse what it does not implement.

@@ -11,12 +11,17 @@
 //! | tensors, each at a multiple of 64 from the file's start | as the nodes say |
 //! | BLAKE3-256 of everything before | 32 |
 //!
+//! A file says the lowest version that its nodes need: 3 where there is a depthwise convolution, a table or a product.
+//!
 //! Nothing is trusted: every length is checked before it is used, and nothing is allocated.
+
+mod mobile;
 
 use crate::error::ModelError;
 use crate::{MAGIC, VERSION};
 use intseg_kernels::bytes::as_i8;
 use intseg_kernels::resize::Interpolation;
+pub use mobile::{Depthwise, Product};
 
 /// Bytes of the fixed part at the start.
 pub(crate) const HEADER: usize = 32;
@@ -158,6 +163,12 @@ pub enum Op<'a> {
     },
     /// Concatenation along channels.
     Concat,
+    /// Convolution with one filter a channel, requantisation, clamp.
+    Depthwise(Depthwise<'a>),
+    /// A function of 8 bits: the output's bits for each of the input's, whatever their sign.
+    Table(&'a [u8; 256]),
+    /// Product of two maps of 8 bits, requantisation, clamp.
+    Product(Product<'a>),
 }
 
 /// A node of the graph.
@@ -188,6 +199,12 @@ impl<'a> Node<'a> {
             Op::Conv(conv) if conv.weights.contains(&i8::MIN) => return Err("a weight is -128"),
             Op::Conv(conv) => &conv.requantization,
             Op::Affine(requantization) => requantization,
+            Op::Depthwise(depthwise) => {
+                depthwise.check_weights()?;
+                &depthwise.requantization
+            }
+            Op::Product(product) => &product.requantization,
+            Op::Table(table) => return mobile::check_table(table, self.element, self.clamp),
             _ => return Ok(()),
         };
         if requantization.shift.iter().any(|&shift| shift > 62) {
@@ -390,8 +407,8 @@ impl<'a> Model<'a> {
         let wanted = match op {
             Op::Image => 0..=0,
             Op::Conv(_) | Op::Affine(_) | Op::MaxPool { .. } | Op::GlobalAveragePool | Op::AveragePool { .. } => 1..=1,
-            Op::Resize { factor: Some(_), .. } => 1..=1,
-            Op::Add | Op::Resize { factor: None, .. } => 2..=2,
+            Op::Resize { factor: Some(_), .. } | Op::Depthwise(_) | Op::Table(_) => 1..=1,
+            Op::Add | Op::Resize { factor: None, .. } | Op::Product(_) => 2..=2,
             Op::Concat => 1..=64,
         };
         if !wanted.contains(&input_count) {
@@ -444,6 +461,9 @@ impl<'a> Model<'a> {
                 }
                 Op::Resize { factor: (factor != [0, 0]).then_some(factor), interpolation }
             }
+            11 => Op::Depthwise(self.depthwise(cursor)?),
+            12 => Op::Table(self.table(cursor)?),
+            13 => Op::Product(self.product(cursor)?),
             _ => return Err("its operator is unknown"),
         })
     }

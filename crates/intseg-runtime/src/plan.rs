@@ -1,6 +1,6 @@
 //! Shapes and memory of a run, before anything runs.
 
-use crate::model::{Conv, Element, Model, Node, Op};
+use crate::model::{Conv, Depthwise, Element, Model, Node, Op, Product};
 use core::fmt;
 use intseg_kernels::requantize::Contribution;
 use intseg_kernels::resize::Tap;
@@ -179,6 +179,22 @@ fn conv_size(conv: &Conv, input: Shape) -> Option<[usize; 2]> {
     }
 }
 
+/// The geometry of a depthwise convolution of `input`.
+pub(crate) fn depthwise_geometry(depthwise: &Depthwise, input: Shape) -> Conv2d {
+    let Depthwise { kernel, stride, dilation, padding, channels, .. } = *depthwise;
+    Conv2d {
+        batch: 1,
+        in_h: input.h,
+        in_w: input.w,
+        c_in: channels,
+        c_out: channels,
+        kernel,
+        stride,
+        dilation,
+        padding,
+    }
+}
+
 /// The convolution of a node that reads `input` and writes `output`.
 pub(crate) fn convolution(conv: &Conv, input: &Slot, output: Shape) -> Convolution {
     let (direction, from) = match conv.transposed {
@@ -263,7 +279,7 @@ impl Alignment {
 fn check_exponents(node: &Node, slots: &[Slot]) -> Result<(), &'static str> {
     let input = |k: usize| slots[node.input(k)].exponent;
     let fits = match node.op {
-        Op::Image | Op::Conv(_) | Op::Affine(_) => true,
+        Op::Image | Op::Conv(_) | Op::Affine(_) | Op::Depthwise(_) | Op::Table(_) | Op::Product(_) => true,
         Op::Add => Alignment::new([input(0), input(1)], node.exponent).is_some(),
         Op::MaxPool { .. } | Op::AveragePool { .. } | Op::Resize { .. } => input(0) == node.exponent,
         Op::GlobalAveragePool => input(0).abs_diff(node.exponent) <= MAX_MEAN_SHIFT,
@@ -277,7 +293,9 @@ fn check_elements(node: &Node, slots: &[Slot]) -> Result<(), &'static str> {
     let input = |k: usize| slots[node.input(k)].element;
     let fits = match node.op {
         Op::Image => node.element == Element::I8,
-        Op::Conv(_) => input(0) != Element::I16,
+        Op::Conv(_) | Op::Depthwise(_) => input(0) != Element::I16,
+        Op::Table(_) => input(0) != Element::I16 && node.element != Element::I16,
+        Op::Product(_) => input(0) != Element::I16 && input(1) != Element::I16,
         Op::Affine(_) | Op::Add => true,
         Op::MaxPool { .. } | Op::AveragePool { .. } | Op::Resize { .. } => input(0) == node.element,
         Op::GlobalAveragePool => input(0) == node.element && node.element != Element::I16,
@@ -296,6 +314,23 @@ fn shape_of(node: &Node, slots: &[Slot], [h, w]: [usize; 2]) -> Result<Shape, &'
             }
             let [h, w] = conv_size(&conv, input(0)).ok_or("the image is too small for its window")?;
             Ok(Shape { h, w, c: conv.c_out })
+        }
+        Op::Depthwise(depthwise) => {
+            if depthwise.channels != input(0).c {
+                return Err("its weights have another number of channels than its input");
+            }
+            let [h, w] = depthwise_geometry(&depthwise, input(0))
+                .output_size()
+                .ok_or("the image is too small for its window")?;
+            Ok(Shape { h, w, ..input(0) })
+        }
+        Op::Table(_) => Ok(input(0)),
+        Op::Product(product) => {
+            let gate = Shape { h: 1, w: 1, ..input(0) };
+            match product.requantization.channels() == input(0).c && [input(0), gate].contains(&input(1)) {
+                true => Ok(input(0)),
+                false => Err("its inputs have shapes whose product is not known"),
+            }
         }
         Op::Affine(r) if r.channels() == input(0).c => Ok(input(0)),
         Op::Affine(_) => Err("it has another number of channels than its input"),
@@ -359,7 +394,9 @@ fn measure(sizes: &mut Sizes, node: &Node, index: usize, slots: &[Slot], ctx: Co
             sizes.multipliers += conv.c_out;
             sizes.biases += conv.c_out;
         }
-        Op::Affine(r) => {
+        Op::Affine(r)
+        | Op::Depthwise(Depthwise { requantization: r, .. })
+        | Op::Product(Product { requantization: r, .. }) => {
             sizes.multipliers += r.channels();
             sizes.biases += r.channels();
         }

@@ -3,6 +3,7 @@
 use crate::model::{CHECKSUM, Element, HEADER};
 use crate::{MAGIC, VERSION};
 use intseg_kernels::resize::Interpolation;
+use std::boxed::Box;
 use std::string::String;
 use std::vec::Vec;
 
@@ -68,6 +69,54 @@ pub enum OpSpec {
     },
     /// Concatenation along channels.
     Concat,
+    /// Convolution with one filter a channel.
+    Depthwise {
+        /// Kernel, stride, dilation and padding, each vertical then horizontal.
+        geometry: [[usize; 2]; 4],
+        /// The input's integer that stands for zero, which padding is made of.
+        zero: i32,
+        /// Exponent of the weights' step.
+        weight_exponent: i32,
+        /// `[KH, KW, C]`.
+        weights: Vec<i8>,
+        /// From sums to output.
+        requantization: RequantizationSpec,
+    },
+    /// A function of 8 bits: the output's bits for each of the input's.
+    Table(Box<[u8; 256]>),
+    /// Product of two maps, `(a − zero) · b`.
+    Product {
+        /// The first input's integer that stands for zero.
+        zero: i32,
+        /// From products to output.
+        requantization: RequantizationSpec,
+    },
+}
+
+impl OpSpec {
+    /// The number that stands for the operator in the file.
+    fn code(&self) -> u8 {
+        match self {
+            OpSpec::Image => 0,
+            OpSpec::Conv { transposed: None, .. } => 1,
+            OpSpec::Affine(_) => 2,
+            OpSpec::Add => 3,
+            OpSpec::MaxPool { .. } => 4,
+            OpSpec::GlobalAveragePool => 5,
+            OpSpec::Concat => 7,
+            OpSpec::Conv { transposed: Some(_), .. } => 8,
+            OpSpec::AveragePool { .. } => 9,
+            OpSpec::Resize { .. } => 10,
+            OpSpec::Depthwise { .. } => 11,
+            OpSpec::Table(_) => 12,
+            OpSpec::Product { .. } => 13,
+        }
+    }
+
+    /// The version of the file that first had the operator, from 2 on.
+    fn version(&self) -> u32 {
+        if self.code() > 10 { 3 } else { 2 }
+    }
 }
 
 /// A node.
@@ -127,18 +176,7 @@ impl Writer {
     }
 
     fn node(&mut self, node: &NodeSpec) {
-        let code = match &node.op {
-            OpSpec::Image => 0,
-            OpSpec::Conv { transposed: None, .. } => 1,
-            OpSpec::Affine(_) => 2,
-            OpSpec::Add => 3,
-            OpSpec::MaxPool { .. } => 4,
-            OpSpec::GlobalAveragePool => 5,
-            OpSpec::Concat => 7,
-            OpSpec::Conv { transposed: Some(_), .. } => 8,
-            OpSpec::AveragePool { .. } => 9,
-            OpSpec::Resize { .. } => 10,
-        };
+        let code = node.op.code();
         let name = &node.name.as_bytes()[..node.name.floor_char_boundary(255)];
         self.graph.extend([code, node.element as u8, node.inputs.len() as u8, name.len() as u8]);
         [node.exponent, node.clamp[0], node.clamp[1]].iter().for_each(|v| self.graph.extend(v.to_le_bytes()));
@@ -171,6 +209,19 @@ impl Writer {
                 };
                 self.u32s(factor.unwrap_or([0; 2]).into_iter().chain([code]));
             }
+            OpSpec::Depthwise { geometry, zero, weight_exponent, weights, requantization } => {
+                let channels = requantization.shift.len();
+                self.u32s(geometry.iter().flatten().copied().chain([channels, channels]));
+                [zero, weight_exponent].iter().for_each(|v| self.graph.extend(v.to_le_bytes()));
+                self.tensor(weights.iter().map(|&w| w as u8));
+                self.requantization(requantization);
+            }
+            OpSpec::Table(table) => self.tensor(table.iter().copied()),
+            OpSpec::Product { zero, requantization } => {
+                self.u32s([requantization.shift.len(), 1]);
+                self.graph.extend(zero.to_le_bytes());
+                self.requantization(requantization);
+            }
             OpSpec::Image | OpSpec::Add | OpSpec::GlobalAveragePool | OpSpec::Concat => {}
         }
     }
@@ -187,10 +238,11 @@ impl ModelSpec {
             let field: &mut [u8; 8] = w.graph[*at..].first_chunk_mut().expect("an offset has 8 bytes");
             *field = (u64::from_le_bytes(*field) + tensors_at as u64).to_le_bytes();
         }
+        let version = self.nodes.iter().map(|node| node.op.version()).max().unwrap_or(VERSION);
         let total = tensors_at + w.tensors.len() + CHECKSUM;
         let mut bytes = Vec::with_capacity(total);
         bytes.extend(MAGIC);
-        bytes.extend(VERSION.to_le_bytes());
+        bytes.extend(version.to_le_bytes());
         bytes.extend(0u32.to_le_bytes());
         bytes.extend((total as u64).to_le_bytes());
         bytes.extend((self.metadata.len() as u32).to_le_bytes());

@@ -3,7 +3,7 @@
 mod common;
 
 use common::naive::{self, Values};
-use common::{Threads, decoder, image, pyramid, residual, tiny};
+use common::{Threads, decoder, image, mobile, pyramid, residual, tiny};
 use intseg_kernels::{Context, Isa, bytes::as_i8};
 use intseg_runtime::writer::ModelSpec;
 use intseg_runtime::{Element, Engine, Memory, Slot};
@@ -72,8 +72,13 @@ fn decoders_are_exact_at_every_size_on_every_instruction_set() {
 }
 
 #[test]
+fn depthwise_convolutions_tables_and_products_are_exact_at_every_size_on_every_instruction_set() {
+    check(&mobile());
+}
+
+#[test]
 fn the_test_models_use_the_range_of_their_types() {
-    for spec in [tiny(), residual(false), pyramid(false)] {
+    for spec in [tiny(), residual(false), pyramid(false), mobile()] {
         let (outputs, classes) = naive::run(&spec, &image([33, 65], 5), [33, 65]).unwrap();
         for (node, output) in spec.nodes.iter().zip(&outputs) {
             let range = naive::range(node.element);

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{decoder, image, pyramid, residual, tiny};
+use common::{decoder, image, mobile, pyramid, residual, tiny};
 use intseg_kernels::{Context, Dither, Role};
 use intseg_runtime::writer::{ModelSpec, OpSpec};
 use intseg_runtime::{Element, Engine, Model, ModelError, Op, Plan, Slot, VERSION};
@@ -20,7 +20,7 @@ fn seal(file: &mut [u8]) {
 
 #[test]
 fn what_was_written_is_read_back() {
-    for spec in [tiny(), residual(true), pyramid(false), decoder()] {
+    for spec in [tiny(), residual(true), pyramid(false), decoder(), mobile()] {
         let file = spec.to_bytes();
         let model = Model::parse(&file).unwrap();
         assert_eq!((model.metadata(), model.align_corners), (spec.metadata.as_str(), spec.align_corners));
@@ -28,6 +28,18 @@ fn what_was_written_is_read_back() {
         for (node, spec) in model.nodes().zip(&spec.nodes) {
             assert_eq!((node.name, node.element, node.exponent), (spec.name.as_str(), spec.element, spec.exponent));
             assert_eq!((node.inputs().collect::<Vec<_>>(), node.clamp), (spec.inputs.clone(), spec.clamp));
+            match (node.op, &spec.op) {
+                (Op::Depthwise(op), OpSpec::Depthwise { geometry, zero, weights, requantization, .. }) => {
+                    assert_eq!([op.kernel, op.stride, op.dilation, op.padding], *geometry);
+                    assert_eq!((op.zero, op.weights), (*zero, &weights[..]));
+                    assert!(op.requantization.multipliers().eq(requantization.multiplier.iter().copied()));
+                }
+                (Op::Table(op), OpSpec::Table(table)) => assert_eq!(op, &**table),
+                (Op::Product(op), OpSpec::Product { zero, requantization }) => {
+                    assert_eq!((op.zero, op.requantization.shifts()), (*zero, &requantization.shift[..]));
+                }
+                _ => {}
+            }
             if let (Op::Conv(conv), OpSpec::Conv { weights, requantization, .. }) = (node.op, &spec.op) {
                 assert_eq!(conv.weights, weights);
                 assert!(conv.requantization.multipliers().eq(requantization.multiplier.iter().copied()));
@@ -38,6 +50,12 @@ fn what_was_written_is_read_back() {
         }
         assert_eq!(file, spec.to_bytes());
     }
+}
+
+#[test]
+fn a_file_says_the_lowest_version_that_its_nodes_need() {
+    let version = |spec: ModelSpec| u32::from_le_bytes(*spec.to_bytes()[8..].first_chunk().unwrap());
+    assert_eq!([decoder(), mobile()].map(version), [2, 3]);
 }
 
 #[test]
@@ -102,7 +120,7 @@ fn exercise(file: &[u8]) -> bool {
 #[test]
 fn files_with_changed_bytes_and_a_right_checksum_never_panic() {
     let (mut refused, mut ran) = (0, 0);
-    for (seed, spec) in [tiny(), residual(false), pyramid(true), decoder()].iter().enumerate() {
+    for (seed, spec) in [tiny(), residual(false), pyramid(true), decoder(), mobile()].iter().enumerate() {
         let file = spec.to_bytes();
         let bits = Dither::new(seed as u64, 0, 0, Role::Shuffle);
         // The graph lies at the front: most changes go there.
@@ -186,6 +204,76 @@ fn nodes_that_could_overflow_or_do_not_fit_are_refused_with_the_reason() {
     let sum = spec.nodes.iter().position(|node| node.op == OpSpec::Add).unwrap();
     spec.nodes[sum].exponent = -60;
     assert!(problem(&spec).contains("exponent does not fit"));
+}
+
+/// The first node with an operator.
+fn first(spec: &mut ModelSpec, wanted: fn(&OpSpec) -> bool) -> &mut intseg_runtime::writer::NodeSpec {
+    spec.nodes.iter_mut().find(|node| wanted(&node.op)).unwrap()
+}
+
+#[test]
+fn depthwise_convolutions_tables_and_products_that_do_not_fit_are_refused_with_the_reason() {
+    type Change = fn(&mut ModelSpec);
+    let changes: [(Change, &str); 9] = [
+        (
+            |s| {
+                let OpSpec::Depthwise { weights, .. } = &mut first(s, |op| matches!(op, OpSpec::Depthwise { .. })).op
+                else {
+                    return;
+                };
+                weights[3] = -128;
+            },
+            "a weight is -128",
+        ),
+        (
+            |s| {
+                let OpSpec::Depthwise { zero, .. } = &mut first(s, |op| matches!(op, OpSpec::Depthwise { .. })).op
+                else {
+                    return;
+                };
+                *zero = 256;
+            },
+            "zero is out of range",
+        ),
+        (
+            |s| {
+                let OpSpec::Depthwise { geometry, .. } = &mut first(s, |op| matches!(op, OpSpec::Depthwise { .. })).op
+                else {
+                    return;
+                };
+                geometry[0] = [300, 300];
+            },
+            "accumulator could overflow",
+        ),
+        (
+            |s| {
+                let OpSpec::Product { requantization, .. } =
+                    &mut first(s, |op| matches!(op, OpSpec::Product { .. })).op
+                else {
+                    return;
+                };
+                requantization.shift[0] = 63;
+            },
+            "a shift exceeds 62",
+        ),
+        (|s| first(s, |op| matches!(op, OpSpec::Table(_))).clamp = [10, 20], "table lies outside its clamp"),
+        (
+            |s| {
+                let node = first(s, |op| matches!(op, OpSpec::Table(_)));
+                (node.element, node.op) = (Element::I16, OpSpec::Table(Box::new([0; 256])));
+            },
+            "wrong type",
+        ),
+        (|s| first(s, |op| matches!(op, OpSpec::Product { .. })).inputs[1] = 0, "whose product is not known"),
+        (|s| first(s, |op| matches!(op, OpSpec::Product { .. })).inputs.truncate(1), "wrong number of inputs"),
+        (|s| first(s, |op| matches!(op, OpSpec::Depthwise { .. })).inputs[0] = 0, "another number of channels"),
+    ];
+    for (change, wanted) in changes {
+        let mut spec = mobile();
+        change(&mut spec);
+        let found = problem(&spec);
+        assert!(found.contains(wanted), "{found:?} does not say {wanted:?}");
+    }
 }
 
 #[test]

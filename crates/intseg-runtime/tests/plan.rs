@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Threads, decoder, pyramid, residual, tiny};
+use common::{Threads, decoder, mobile, pyramid, residual, tiny};
 use intseg_kernels::{Context, Isa};
 use intseg_runtime::writer::ModelSpec;
 use intseg_runtime::{Engine, Memory, Model, Plan, PlanError, Slot, execute, load};
@@ -28,7 +28,7 @@ fn check(spec: &ModelSpec, size: [usize; 2]) {
 
 #[test]
 fn outputs_that_live_at_the_same_time_do_not_overlap() {
-    for spec in [tiny(), residual(false), pyramid(false), decoder()] {
+    for spec in [tiny(), residual(false), pyramid(false), decoder(), mobile()] {
         for size in [[1, 1], [1, 37], [33, 65], [97, 64], [513, 513]] {
             check(&spec, size);
         }

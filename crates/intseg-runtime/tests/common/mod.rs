@@ -119,6 +119,27 @@ impl Builder {
         self.node(op, &[input], element, exponent, channels)
     }
 
+    pub fn depthwise(&mut self, input: usize, geometry: Geometry, zero: i32, element: Element, exponent: i32) -> usize {
+        let (taps, channels) = (geometry[0][0] * geometry[0][1], self.channels[input]);
+        let bits = self.bits(Role::Shuffle);
+        let weights = (0..taps * channels).map(|i| (bits.below(i, 255) as i32 - 127) as i8).collect();
+        let requantization = self.requantization(channels, 14 + taps.ilog2() / 2, element);
+        let op = OpSpec::Depthwise { geometry, zero, weight_exponent: -7, weights, requantization };
+        self.node(op, &[input], element, exponent, channels)
+    }
+
+    pub fn table(&mut self, input: usize, element: Element, exponent: i32) -> usize {
+        let bits = self.bits(Role::Shuffle);
+        let table = Box::new(core::array::from_fn(|v| bits.at(v) as u8));
+        self.node(OpSpec::Table(table), &[input], element, exponent, self.channels[input])
+    }
+
+    pub fn product(&mut self, inputs: [usize; 2], zero: i32, element: Element, exponent: i32) -> usize {
+        let channels = self.channels[inputs[0]];
+        let op = OpSpec::Product { zero, requantization: self.requantization(channels, 14, element) };
+        self.node(op, &inputs, element, exponent, channels)
+    }
+
     pub fn affine(&mut self, input: usize, element: Element, exponent: i32) -> usize {
         let channels = self.channels[input];
         let op = OpSpec::Affine(self.requantization(channels, 14, element));
@@ -263,5 +284,29 @@ pub fn decoder() -> ModelSpec {
     let signed = b.affine(joined, Element::U8, -4);
     let logits = b.conv(signed, same(1, 1), 7, Element::I16, -8);
     b.resize(logits, [2, 2], Interpolation::Linear);
+    b.finish(false)
+}
+
+/// Inverted residuals with a gate, and a head with one, as networks for phones have them, in every combination of types.
+pub fn mobile() -> ModelSpec {
+    let mut b = Builder::new(5);
+    let stem = b.conv(0, [[3; 2], [2; 2], [1; 2], [1; 2]], 18, Element::U8, -5);
+    let stem = b.table(stem, Element::U8, -4);
+    let x = b.depthwise(stem, [[3; 2], [2, 1], [1; 2], [1; 2]], 21, Element::U8, -4);
+    let x = b.table(x, Element::I8, -5);
+    let gate = b.average(x, -6);
+    let gate = b.conv(gate, same(1, 1), 18, Element::I8, -5);
+    let gate = b.table(gate, Element::U8, -8);
+    let gated = b.product([x, gate], -7, Element::I8, -5);
+    let project = b.conv(gated, same(1, 1), 40, Element::I16, -9);
+    let narrow = b.affine(project, Element::I8, -4);
+    let wide = b.depthwise(narrow, [[5, 4], [1, 2], [2, 3], [4, 5]], -3, Element::I16, -8);
+    let narrow = b.affine(wide, Element::U8, -4);
+    let square = b.product([narrow, narrow], 3, Element::U8, -4);
+    let signed = b.depthwise(square, same(3, 2), 0, Element::I8, -4);
+    let mixed = b.product([narrow, signed], 255, Element::I16, -8);
+    let mixed = b.affine(mixed, Element::I8, -4);
+    let both = b.product([signed, mixed], 0, Element::U8, -4);
+    b.conv(both, same(1, 1), 7, Element::I16, -8);
     b.finish(false)
 }

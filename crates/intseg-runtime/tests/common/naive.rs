@@ -75,6 +75,23 @@ pub fn run(spec: &ModelSpec, image: &[u8], size: [usize; 2]) -> Option<(Vec<Valu
                     };
                     resize(input(0), size, *interpolation)
                 }
+                OpSpec::Depthwise { geometry, zero, weights, requantization, .. } => {
+                    depthwise(node, geometry, *zero, weights, requantization, input(0))?
+                }
+                OpSpec::Table(table) => {
+                    let input = input(0);
+                    Values::build([input.h, input.w], input.c, |y, x, k| {
+                        let bits = table[input.at(y, x, k).rem_euclid(256) as usize];
+                        if node.element == Element::I8 { i128::from(bits as i8) } else { i128::from(bits) }
+                    })
+                }
+                OpSpec::Product { zero, requantization } => {
+                    let (a, b) = (input(0), input(1));
+                    Values::build([a.h, a.w], a.c, |y, x, k| {
+                        let b = if (b.h, b.w) == (1, 1) { b.at(0, 0, k) } else { b.at(y, x, k) };
+                        scale(node, requantization, k, (a.at(y, x, k) - i128::from(*zero)) * b)
+                    })
+                }
                 OpSpec::Concat => concat(&node.inputs.iter().map(|&k| &outputs[k]).collect::<Vec<_>>()),
             }
         };
@@ -116,6 +133,29 @@ fn conv(
             }
         }
         scale(node, r, k, sum)
+    }))
+}
+
+fn depthwise(
+    node: &NodeSpec,
+    [kernel, stride, dilation, padding]: &[[usize; 2]; 4],
+    zero: i32,
+    weights: &[i8],
+    r: &RequantizationSpec,
+    input: &Values,
+) -> Option<Values> {
+    let along = |size: usize, a: usize| {
+        let room = (size + 2 * padding[a]).checked_sub(dilation[a] * (kernel[a] - 1) + 1)?;
+        Some(room / stride[a] + 1)
+    };
+    let size = [along(input.h, 0)?, along(input.w, 1)?];
+    Some(Values::build(size, input.c, |y, x, k| {
+        let tap = |tap: usize| {
+            let sy = (y * stride[0] + tap / kernel[1] * dilation[0]) as i64 - padding[0] as i64;
+            let sx = (x * stride[1] + tap % kernel[1] * dilation[1]) as i64 - padding[1] as i64;
+            input.get(sy, sx, k).unwrap_or(zero.into()) * i128::from(weights[tap * input.c + k])
+        };
+        scale(node, r, k, (0..kernel[0] * kernel[1]).map(tap).sum())
     }))
 }
 

@@ -1,0 +1,59 @@
+//! Running depthwise convolutions, functions of a byte and products of maps.
+
+use super::{Constants, Memory, Run, parts};
+use crate::model::{Depthwise, Element, Product};
+use crate::plan::{Slot, depthwise_geometry};
+use intseg_kernels::{Input, Output, OutputData, bytes, deploy};
+
+/// The bytes of a slot as the type that they have.
+fn typed<'v>(slot: &Slot, values: &'v [u8]) -> Input<'v> {
+    if slot.element == Element::I8 { Input::I8(bytes::as_i8(values)) } else { Input::U8(values) }
+}
+
+impl Run<'_> {
+    /// Inputs of 8 bits, and an output of any type.
+    fn narrow_inputs<'v, const N: usize>(
+        &self,
+        activations: &'v mut [u8],
+        words: &'v mut [i16],
+    ) -> ([Input<'v>; N], Output<'v>) {
+        let slots: [&Slot; N] = core::array::from_fn(|k| self.input(k));
+        let reads = slots.map(Slot::range);
+        let (inputs, data) = match self.slot.wide() {
+            false => {
+                let (inputs, out) = parts(activations, reads, self.slot.range());
+                // The clamp holds the results to the type: as bytes they are the same bits, whatever the sign.
+                (inputs, OutputData::U8(out))
+            }
+            true => {
+                let activations = &*activations;
+                (reads.map(|range| &activations[range]), OutputData::I16(&mut words[self.slot.range()]))
+            }
+        };
+        let inputs = core::array::from_fn(|k| typed(slots[k], inputs[k]));
+        (inputs, Output { data, stride: self.slot.shape.c, offset: 0 })
+    }
+
+    pub(super) fn depthwise(&self, depthwise: &Depthwise, memory: &mut Memory, at: &mut Constants) {
+        let Memory { bytes: activations, words, multipliers, biases, .. } = memory;
+        let requantizer = self.requantizer(&depthwise.requantization, multipliers, biases, at);
+        let geometry = depthwise_geometry(depthwise, self.input(0).shape);
+        let ([input], out) = self.narrow_inputs(activations, words);
+        let kernel = intseg_kernels::Depthwise { geometry, outside: depthwise.zero };
+        kernel.run_requantized(self.ctx, out, input, depthwise.weights, requantizer);
+    }
+
+    pub(super) fn table(&self, table: &[u8; 256], memory: &mut Memory) {
+        let ([input], out) = parts(memory.bytes, [self.input(0).range()], self.slot.range());
+        deploy::look_up(self.ctx, out, input, table);
+    }
+
+    pub(super) fn product(&self, product: &Product, memory: &mut Memory, at: &mut Constants) {
+        let Memory { bytes: activations, words, multipliers, biases, .. } = memory;
+        let requantizer = self.requantizer(&product.requantization, multipliers, biases, at);
+        let shape = self.slot.shape;
+        let ([a, b], out) = self.narrow_inputs(activations, words);
+        let kernel = deploy::Product { pixels: shape.h * shape.w, channels: shape.c, zero: product.zero };
+        kernel.run(self.ctx, out, a, b, requantizer);
+    }
+}

@@ -1,0 +1,89 @@
+//! The nodes of networks for phones: depthwise convolutions, functions of a byte, products of maps.
+
+use super::{Cursor, Element, Model, Requantization};
+use intseg_kernels::bytes::as_i8;
+
+/// A convolution with one filter a channel, with its folded requantisation.
+#[derive(Clone, Copy, Debug)]
+pub struct Depthwise<'a> {
+    /// Kernel rows and columns.
+    pub kernel: [usize; 2],
+    /// Stride.
+    pub stride: [usize; 2],
+    /// Dilation.
+    pub dilation: [usize; 2],
+    /// Padding.
+    pub padding: [usize; 2],
+    /// Channels.
+    pub channels: usize,
+    /// The input's integer that stands for zero, which padding is made of.
+    pub zero: i32,
+    /// `[KH, KW, C]`.
+    pub weights: &'a [i8],
+    /// Exponent of the weights' step, for people to read.
+    pub weight_exponent: i32,
+    /// From sums to output.
+    pub requantization: Requantization<'a>,
+}
+
+impl Depthwise<'_> {
+    /// Checks the range under which no sum can overflow.
+    pub(super) fn check_weights(&self) -> Result<(), &'static str> {
+        if self.weights.contains(&i8::MIN) { Err("a weight is -128") } else { Ok(()) }
+    }
+}
+
+/// A product of two maps, with its requantisation: `(a − zero) · b`, where `b` has `a`'s shape, or one value a channel.
+#[derive(Clone, Copy, Debug)]
+pub struct Product<'a> {
+    /// The first input's integer that stands for zero.
+    pub zero: i32,
+    /// From products to output.
+    pub requantization: Requantization<'a>,
+}
+
+/// Checks that a function's values lie within the node's clamp.
+pub(super) fn check_table(table: &[u8; 256], element: Element, [low, high]: [i32; 2]) -> Result<(), &'static str> {
+    let value = |bits: u8| if element == Element::I8 { i32::from(bits as i8) } else { i32::from(bits) };
+    match table.iter().all(|&bits| (low..=high).contains(&value(bits))) {
+        true => Ok(()),
+        false => Err("a value of its table lies outside its clamp"),
+    }
+}
+
+/// What stands for zero among 8 bits of either sign.
+fn zero(cursor: &mut Cursor) -> Option<i32> {
+    cursor.i32().filter(|zero| (-128..=255).contains(zero))
+}
+
+impl<'a> Model<'a> {
+    pub(super) fn depthwise(&self, cursor: &mut Cursor<'a>) -> Result<Depthwise<'a>, &'static str> {
+        let size = "a size is out of range";
+        let kernel = cursor.pair(1).ok_or(size)?;
+        let stride = cursor.pair(1).ok_or(size)?;
+        let dilation = cursor.pair(1).ok_or(size)?;
+        let padding = cursor.pair(0).ok_or(size)?;
+        let [channels, _] = cursor.pair(1).ok_or(size)?;
+        let zero = zero(cursor).ok_or("its zero is out of range")?;
+        let weight_exponent = cursor.i32().ok_or(size)?;
+        let taps = kernel[0] * kernel[1];
+        if taps as u64 * 255 * 127 > i32::MAX as u64 {
+            return Err("its accumulator could overflow 32 bits");
+        }
+        let count = taps.checked_mul(channels).ok_or(size)?;
+        let weights = as_i8(self.tensor(cursor, 1, count).ok_or("its weights lie outside the file")?);
+        let requantization = self.requantization(cursor, channels)?;
+        Ok(Depthwise { kernel, stride, dilation, padding, channels, zero, weights, weight_exponent, requantization })
+    }
+
+    pub(super) fn table(&self, cursor: &mut Cursor<'a>) -> Result<&'a [u8; 256], &'static str> {
+        let table = self.tensor(cursor, 1, 256).and_then(<[u8]>::first_chunk);
+        table.ok_or("its table lies outside the file")
+    }
+
+    pub(super) fn product(&self, cursor: &mut Cursor<'a>) -> Result<Product<'a>, &'static str> {
+        let [channels, _] = cursor.pair(1).ok_or("a size is out of range")?;
+        let zero = zero(cursor).ok_or("its zero is out of range")?;
+        Ok(Product { zero, requantization: self.requantization(cursor, channels)? })
+    }
+}
