@@ -139,6 +139,31 @@ pub(crate) fn compute(node: &FloatNode, inputs: &[&Map]) -> Result<Map, &'static
             Ok(Map { shape: input.shape, data })
         }
         FloatOp::Concat => concat(inputs),
+        FloatOp::Depthwise { window, weights, bias } => {
+            channels_fit(bias.len())?;
+            let geometry = geometry(window, [input.shape.h, input.shape.w], [bias.len(); 2]);
+            let size = geometry.output_size().ok_or("the image is too small for its window")?;
+            check_len(size, bias.len())?;
+            Ok(depthwise(input, window, size, weights, bias))
+        }
+        FloatOp::Function { function, input: factor, output } => {
+            let mut map = input.clone();
+            let value = |v: f32| function.at(f64::from(v) * f64::from(*factor)) * f64::from(*output);
+            map.data.iter_mut().for_each(|v| *v = value(*v) as f32);
+            Ok(map)
+        }
+        FloatOp::Product { scale } => {
+            channels_fit(scale.len())?;
+            let other = *inputs.get(1).ok_or("it has one input")?;
+            let gate = Shape::new(1, 1, 1, input.shape.c);
+            if ![input.shape, gate].contains(&other.shape) {
+                return Err("its inputs have shapes whose product is not known");
+            }
+            let mut map = input.clone();
+            let factors = other.data.iter().cycle().zip(scale.iter().cycle());
+            map.data.iter_mut().zip(factors).for_each(|(v, (other, scale))| *v *= other * scale);
+            Ok(map)
+        }
         FloatOp::Resize { target, interpolation } => {
             let Shape { h, w, .. } = input.shape;
             let size = match target {
@@ -174,6 +199,25 @@ fn check_len([h, w]: [usize; 2], channels: usize) -> Result<(), &'static str> {
 pub(crate) fn swapped<T: Copy>(weights: &[T], c_in: usize, c_out: usize) -> Vec<T> {
     let taps = weights.chunks_exact(c_in * c_out);
     taps.flat_map(|tap| (0..c_out).flat_map(move |o| (0..c_in).map(move |i| tap[i * c_out + o]))).collect()
+}
+
+/// A convolution with one filter a channel.
+fn depthwise(input: &Map, window: &Window, [out_h, out_w]: [usize; 2], weights: &[f32], bias: &[f32]) -> Map {
+    let (Shape { h, w, c, .. }, Window { kernel, stride, dilation, padding }) = (input.shape, *window);
+    let mut map = Map::zeros(Shape::new(1, out_h, out_w, c));
+    for (index, out) in map.data.chunks_exact_mut(c).enumerate() {
+        out.copy_from_slice(bias);
+        for (tap, weights) in weights.chunks_exact(c).enumerate() {
+            // An index before the first row or column wraps to beyond the last.
+            let y = (index / out_w * stride[0] + tap / kernel[1] * dilation[0]).wrapping_sub(padding[0]);
+            let x = (index % out_w * stride[1] + tap % kernel[1] * dilation[1]).wrapping_sub(padding[1]);
+            if y < h && x < w {
+                let pixel = &input.data[(y * w + x) * c..][..c];
+                out.iter_mut().zip(pixel.iter().zip(weights)).for_each(|(out, (v, weight))| *out += v * weight);
+            }
+        }
+    }
+    map
 }
 
 /// What `pool` makes of the values of each window that lie on the input, and of the number of its taps.

@@ -1,5 +1,6 @@
 //! A float network as post-training quantisation sees it: every operator that it knows, in NHWC.
 
+pub use crate::function::Function;
 pub use intseg_kernels::resize::Interpolation;
 
 /// What a window operator's geometry is, each vertical then horizontal.
@@ -90,6 +91,29 @@ pub enum FloatOp {
     Add,
     /// Concatenation along channels.
     Concat,
+    /// A convolution with one filter a channel.
+    Depthwise {
+        /// Geometry.
+        window: Window,
+        /// `[KH, KW, C]`.
+        weights: Vec<f32>,
+        /// One a channel.
+        bias: Vec<f32>,
+    },
+    /// `output · function(input · x)`.
+    Function {
+        /// The function.
+        function: Function,
+        /// What its argument is multiplied by.
+        input: f32,
+        /// What its value is multiplied by.
+        output: f32,
+    },
+    /// `scale · a · b`: two tensors of one shape, or the second `[1, 1, 1, C]`, the same everywhere.
+    Product {
+        /// One a channel.
+        scale: Vec<f32>,
+    },
     /// Resize of the first input.
     Resize {
         /// To which size.

@@ -26,6 +26,7 @@
 pub mod arch;
 pub mod export;
 pub mod float;
+pub mod function;
 pub mod graph;
 mod names;
 pub mod onnx;

@@ -2,7 +2,7 @@
 
 use intseg::data::image::Rgb;
 use intseg_import::float;
-use intseg_import::graph::{FloatGraph, FloatNode, FloatOp, Interpolation, Normalization, ResizeTarget};
+use intseg_import::graph::{FloatGraph, FloatNode, FloatOp, Function, Interpolation, Normalization, ResizeTarget};
 use intseg_import::onnx::{parse_graph, read_graph};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -40,7 +40,7 @@ fn logits(graph: &FloatGraph, [height, width]: [usize; 2]) -> intseg_reference::
 #[test]
 fn networks_compute_what_onnx_runtime_computes() {
     let all = recorded();
-    assert_eq!(all.len(), 12);
+    assert_eq!(all.len(), 17);
     for (name, recorded) in all {
         let graph = read(&name);
         let logits = logits(&graph, recorded.size);
@@ -69,7 +69,7 @@ fn resizes(graph: &FloatGraph) -> Vec<(ResizeTarget, Interpolation)> {
 
 #[test]
 fn both_exporters_with_fixed_and_varying_sizes_give_the_same_network() {
-    for network in ["fcn", "deeplab"] {
+    for network in ["fcn", "deeplab", "lraspp"] {
         let first = read(&format!("{network}_dynamic_dynamo.onnx"));
         for kind in ["dynamic_torchscript", "static_dynamo", "static_torchscript"] {
             let other = read(&format!("{network}_{kind}.onnx"));
@@ -98,6 +98,32 @@ fn a_resize_to_a_computed_size_goes_to_what_has_it() {
     }
     let unet = read("unet_dynamic_dynamo.onnx");
     assert_eq!(resizes(&unet), [(ResizeTarget::Factor([2, 2]), Interpolation::Nearest)]);
+}
+
+#[test]
+fn functions_that_an_old_version_writes_as_products_are_functions() {
+    let count = |graph: &FloatGraph, wanted: fn(&FloatOp) -> bool| {
+        operators(graph).into_iter().filter(|&op| wanted(op)).count()
+    };
+    for name in ["lraspp_dynamic_dynamo.onnx", "lraspp_dynamic_torchscript.onnx", "lraspp_version13.onnx"] {
+        let graph = read(name);
+        let function = |wanted: Function| {
+            let is = |op: &FloatOp| matches!(op, FloatOp::Function { function, .. } if *function == wanted);
+            operators(&graph).into_iter().filter(|&op| is(op)).count()
+        };
+        let found = [Function::HardSwish, Function::HARD_SIGMOID, Function::Sigmoid, Function::Silu].map(function);
+        assert_eq!(found, [6, 2, 1, 1], "{name}");
+        assert_eq!(count(&graph, |op| matches!(op, FloatOp::Depthwise { .. })), 4, "{name}");
+        assert_eq!(count(&graph, |op| matches!(op, FloatOp::Product { .. })), 3, "{name}");
+        // Two groups are a dense convolution with zeros.
+        assert_eq!(
+            count(
+                &graph,
+                |op| matches!(op, FloatOp::Conv { channels: [12, 12], window, .. } if window.kernel == [3, 3])
+            ),
+            1
+        );
+    }
 }
 
 #[test]
@@ -133,8 +159,12 @@ fn refused(nodes: Vec<build::Node>, parts: &[&str]) {
 
 #[test]
 fn what_is_not_understood_is_refused_with_its_node_s_name() {
-    refused(vec![node("HardSwish", "act", &["x"])], &["HardSwish act: the operator is not understood"]);
-    refused(vec![conv("c", 2).int("group", 3)], &["Conv c: group 3 is not understood, only 1"]);
+    refused(vec![node("Gelu", "act", &["x"])], &["Gelu act: the operator is not understood"]);
+    refused(vec![conv("c", 2).int("group", 3)], &["Conv c: its weights take 9 channels and its input has 3"]);
+    refused(vec![conv("c", 2).int("group", -1)], &["Conv c: group -1 is out of range"]);
+    refused(vec![conv("c", 2).int("group", 0)], &["Conv c: its weights take 0 channels and its input has 3"]);
+    refused(vec![node("HardSigmoid", "h", &["x"]).float("alpha", -1.0)], &["HardSigmoid h: alpha -1 and beta 0.5"]);
+    refused(vec![node("LeakyRelu", "l", &["x"]).float("alpha", f32::NAN)], &["LeakyRelu l: alpha NaN"]);
     refused(vec![conv("c", 2).ints("pads", &[0, 0, 1, 1])], &["Conv c: pads [0, 0, 1, 1] are not the same"]);
     refused(vec![conv("c", 2).ints("strides", &[2, 2]).text("auto_pad", "SAME_UPPER")], &["Conv c: auto_pad SAME"]);
     refused(vec![conv("c", 2).ints("strides", &[0, 2])], &["Conv c: its kernel, stride or dilation is 0"]);
@@ -146,7 +176,7 @@ fn what_is_not_understood_is_refused_with_its_node_s_name() {
     refused(vec![node("Conv", "c", &["x", "nowhere"])], &["Conv c: nothing computes its input nowhere"]);
     refused(vec![node("Conv", "c", &["x"])], &["Conv c: its input 1 is missing"]);
     refused(vec![node("Conv", "c", &["x", "x"])], &["Conv c: its input 1 is not constant"]);
-    refused(vec![node("Mul", "m", &["x", "x"])], &["Mul m: Mul of two feature maps is not understood"]);
+    refused(vec![node("Sub", "s", &["x", "x"])], &["Sub s: Sub of two feature maps is not understood"]);
     refused(vec![node("Concat", "j", &["x", "x"]).int("axis", 2)], &["Concat j: axis 2"]);
     refused(vec![node("ReduceMean", "r", &["x"]).ints("axes", &[1])], &["ReduceMean r: axes [1]"]);
     refused(
@@ -296,7 +326,7 @@ fn padding_that_keeps_the_size_is_understood_where_it_is_symmetric() {
 
 #[test]
 fn only_what_the_first_output_takes_is_read() {
-    let unknown = node("HardSwish", "aux", &["c"]);
+    let unknown = node("Gelu", "aux", &["c"]);
     let graph = parse_graph("m", model(vec![conv("c", 2), unknown, node("Relu", "out", &["c"])]), Normalization::UNIT);
     let names: Vec<_> = graph.unwrap().nodes.into_iter().map(|node| node.name).collect();
     assert_eq!(names, ["image", "c", "out"]);

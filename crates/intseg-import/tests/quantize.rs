@@ -41,7 +41,8 @@ fn logits(report: &Report) -> f64 {
     report.layers.last().unwrap().snr_db
 }
 
-const FIXTURES: [&str; 4] = [
+const FIXTURES: [&str; 5] = [
+    "lraspp_dynamic_dynamo.onnx",
     "fcn_dynamic_dynamo.onnx",
     "deeplab_dynamic_dynamo.onnx",
     "unet_dynamic_dynamo.onnx",

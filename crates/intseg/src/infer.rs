@@ -98,7 +98,9 @@ fn infer(step: &Step, graph: &Graph, index: usize, folded: &NodeSpec, values: &[
         Folded::Resize { .. } => ResizeLike::new(graph.align_corners).forward(step, &inputs),
         Folded::Concat => Concat.forward(step, &inputs),
         Folded::Image => unreachable!("the image is the first node"),
-        Folded::AveragePool { .. } => unreachable!("no network has one"),
+        Folded::AveragePool { .. } | Folded::Depthwise { .. } | Folded::Table(_) | Folded::Product { .. } => {
+            unreachable!("no network has one")
+        }
     }
 }
 

@@ -212,6 +212,10 @@ fn summarize(node: &Node, index: usize, slots: &[Slot]) -> LayerSummary {
             let macs = (smaller.h * smaller.w * conv.weights.len()) as u64;
             (macs, conv.weights.len(), Some(conv.accumulator_bound()))
         }
+        Op::Depthwise(depthwise) => {
+            let macs = (h * w * depthwise.weights.len()) as u64;
+            (macs, depthwise.weights.len(), Some(depthwise.accumulator_bound()))
+        }
         _ => (0, 0, None),
     };
     LayerSummary {
@@ -230,15 +234,11 @@ fn describe(op: &Op) -> String {
         Op::Image => "image".into(),
         Op::Conv(conv) => {
             let kind = if conv.transposed.is_some() { "transposed conv" } else { "conv" };
-            let mut text = format!("{kind} {}×{}", conv.kernel[0], conv.kernel[1]);
-            if conv.stride != [1; 2] {
-                text += &format!(" /{}", conv.stride[0]);
-            }
-            if conv.dilation != [1; 2] {
-                text += &format!(" rate {}", conv.dilation[0]);
-            }
-            text
+            describe_window(kind, conv.kernel, conv.stride, conv.dilation)
         }
+        Op::Depthwise(conv) => describe_window("depthwise conv", conv.kernel, conv.stride, conv.dilation),
+        Op::Table(_) => "table".into(),
+        Op::Product(_) => "product".into(),
         Op::Affine(_) => "affine".into(),
         Op::Add => "add".into(),
         Op::MaxPool { kernel, stride, .. } => format!("max pool {} /{}", kernel[0], stride[0]),
@@ -248,6 +248,17 @@ fn describe(op: &Op) -> String {
         Op::Resize { .. } => "bilinear resize".into(),
         Op::Concat => "concat".into(),
     }
+}
+
+fn describe_window(kind: &str, kernel: [usize; 2], stride: [usize; 2], dilation: [usize; 2]) -> String {
+    let mut text = format!("{kind} {}×{}", kernel[0], kernel[1]);
+    if stride != [1; 2] {
+        text += &format!(" /{}", stride[0]);
+    }
+    if dilation != [1; 2] {
+        text += &format!(" rate {}", dilation[0]);
+    }
+    text
 }
 
 #[cfg(test)]

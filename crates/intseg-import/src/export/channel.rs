@@ -1,7 +1,7 @@
 //! A channel's multiplier, bias and shift as real numbers.
 
 use super::power;
-use intseg_runtime::{Conv, Requantization};
+use intseg_runtime::{Conv, Depthwise, Requantization};
 use std::cmp::Ordering;
 
 /// The least scale, in units of outputs a unit of sums: with it a bias that matters fits 32 bits.
@@ -98,6 +98,13 @@ pub fn weights(conv: &Conv, channels: &[Channel]) -> Vec<i8> {
         }
     }
     out
+}
+
+/// A depthwise convolution's weights as `[C, 1, KH, KW]`.
+pub fn depthwise_weights(depthwise: &Depthwise) -> Vec<i8> {
+    let taps = depthwise.weights.len() / depthwise.channels;
+    let filter = |channel: usize| (0..taps).map(move |tap| depthwise.weights[tap * depthwise.channels + channel]);
+    (0..depthwise.channels).flat_map(filter).collect()
 }
 
 /// A transposed convolution's weights as `[C_in, C_out, KH, KW]`, in their channels' units.

@@ -5,7 +5,7 @@
 //! and `NAME.bias` of `[C]`. The image in real values is `(v − 128) / 128`. The metadata has each node's exponent:
 //! a real value is an integer times `2^exponent`.
 
-use super::channel::{affine, transposed_weights, weights};
+use super::channel::{affine, depthwise_weights, transposed_weights, weights};
 use super::{ExportError, MAX_EXPONENT, channel::Channel, power};
 use intseg::fold::Metadata;
 use intseg_runtime::{Model, Node, Op};
@@ -75,6 +75,16 @@ fn parameters(node: &Node, input: i32) -> Option<Parameters> {
                 });
             let bias = channels.iter().map(|&(_, bias)| (bias * power(node.exponent)) as f32).collect();
             Some((vec![first[0], first[1], conv.kernel[0], conv.kernel[1]], real.collect(), bias))
+        }
+        Op::Depthwise(depthwise) => {
+            let weights = depthwise_weights(depthwise);
+            let channels = || affine(&depthwise.requantization);
+            let filters = weights.chunks_exact(depthwise.kernel[0] * depthwise.kernel[1]).zip(channels());
+            let real = filters.flat_map(|(filter, (multiplier, _))| {
+                filter.iter().map(move |&w| (f64::from(w) * multiplier * ratio) as f32)
+            });
+            let bias = channels().map(|(_, bias)| (bias * power(node.exponent)) as f32).collect();
+            Some((vec![depthwise.channels, 1, depthwise.kernel[0], depthwise.kernel[1]], real.collect(), bias))
         }
         Op::Affine(requantization) => {
             let scale = |(multiplier, bias)| ((multiplier * ratio) as f32, (bias * power(node.exponent)) as f32);

@@ -7,11 +7,14 @@
 //!
 //! | operator | what of it |
 //! |---|---|
-//! | Conv, ConvTranspose | one group; the same padding on both sides |
+//! | Conv | one group, one a channel, or up to 8; the same padding on both sides |
+//! | ConvTranspose | one group; the same padding on both sides |
 //! | MaxPool, AveragePool | ceil_mode, count_include_pad; the same padding on both sides |
 //! | GlobalAveragePool, ReduceMean | over rows and columns |
 //! | BatchNormalization, and Add, Sub, Mul, Div with constants | one value a channel; first of all they are the image's normalisation |
 //! | Relu, Clip, Add, Concat | Add of maps of one shape, Concat of channels |
+//! | HardSwish, HardSigmoid, Sigmoid, Swish, LeakyRelu | |
+//! | Mul of two maps | of one shape, or one with a single position; with HardSigmoid or Sigmoid of the same map: HardSwish, Swish |
 //! | Resize, Upsample | linear with half-pixel centres or aligned corners, nearest at an integer factor |
 //! | Dropout, Identity, Constant | as in inference |
 //! | Softmax, LogSoftmax, ArgMax | at the end, left out |
@@ -23,6 +26,7 @@
 mod builder;
 mod call;
 mod finish;
+mod functions;
 mod numbers;
 mod pointwise;
 pub mod proto;
@@ -185,6 +189,7 @@ fn translate<'m>(call: Call<'m>, builder: &mut Builder<'m>) -> Result<Value<'m>,
         "Relu" => pointwise::relu(call, builder),
         "Clip" => pointwise::clip(call, builder),
         "Add" | "Sub" | "Mul" | "Div" => pointwise::arithmetic(call, builder),
+        "HardSwish" | "HardSigmoid" | "Sigmoid" | "Swish" | "LeakyRelu" => functions::function(call, builder),
         "Concat" => pointwise::concat(call, builder),
         "GlobalAveragePool" | "ReduceMean" => pointwise::global_average_pool(call, builder),
         "Resize" | "Upsample" => resize::resize(call, builder),

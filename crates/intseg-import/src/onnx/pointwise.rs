@@ -2,6 +2,7 @@
 
 use super::builder::{Builder, Value};
 use super::call::Call;
+use super::functions;
 use crate::graph::FloatOp;
 use crate::read::Problem;
 
@@ -69,6 +70,7 @@ pub fn arithmetic<'m>(call: Call<'m>, builder: &mut Builder<'m>) -> Result<Value
     let is_feature = |index| matches!(builder.value(call, index), Ok(Value::Feature(_)));
     match (call.operator(), is_feature(0), is_feature(1)) {
         ("Add", true, true) => add(call, builder),
+        ("Mul", true, true) => functions::product(call, builder),
         (operator, true, true) => Err(call.refuse(format!("{operator} of two feature maps is not understood"))),
         (_, true, false) => with_constant(call, builder, 0, 1),
         ("Div", false, true) => Err(call.refuse("division by a feature map is not understood")),

@@ -9,6 +9,9 @@ use crate::tensor::FloatTensor;
 /// Settings that every operator with a window has.
 const WINDOW: [&str; 5] = ["auto_pad", "dilations", "kernel_shape", "pads", "strides"];
 
+/// Groups of a convolution that is made a dense one, with zeros: more would waste too much.
+const MOST_GROUPS: usize = 8;
+
 fn understands(call: Call, more: &[&str]) -> Result<(), Problem> {
     call.understands(&[&WINDOW, more].concat())
 }
@@ -105,14 +108,44 @@ fn check_channels(call: Call, builder: &Builder, input: usize, wanted: usize) ->
 /// `Conv`
 pub fn conv<'m>(call: Call<'m>, builder: &mut Builder<'m>) -> Result<Value<'m>, Problem> {
     understands(call, &["group"])?;
-    call.only_int("group", 1, 1)?;
+    let groups = call.size("group", call.int("group", 1))?;
     let input = builder.feature(call, 0)?;
     let (weights, window) = weights(call, builder)?;
-    let channels = [weights.shape[1], weights.shape[0]];
-    check_channels(call, builder, input, channels[0])?;
-    let bias = bias(call, builder, channels[1])?;
-    let op = FloatOp::Conv { window, weights: weights.permuted([2, 3, 1, 0]), channels, bias };
-    emit_window(call, builder, op, input, channels[1], window, false)
+    let [c_in, c_out] = [weights.shape[1].saturating_mul(groups), weights.shape[0]];
+    check_channels(call, builder, input, c_in)?;
+    let bias = bias(call, builder, c_out)?;
+    let op = match groups {
+        1 => FloatOp::Conv { window, weights: weights.permuted([2, 3, 1, 0]), channels: [c_in, c_out], bias },
+        // Filters of one channel each, in the order of the channels.
+        _ if weights.shape[1] == 1 && c_out == groups => {
+            FloatOp::Depthwise { window, weights: weights.permuted([2, 3, 1, 0]), bias }
+        }
+        2..=MOST_GROUPS if c_out.is_multiple_of(groups) => {
+            let weights = ungrouped(call, builder, &weights, groups)?;
+            FloatOp::Conv { window, weights, channels: [c_in, c_out], bias }
+        }
+        _ => {
+            let reason = format!(
+                "group {groups} of {c_in} to {c_out} channels is not understood: 1 to {MOST_GROUPS} groups are, and one a channel"
+            );
+            return Err(call.refuse(reason));
+        }
+    };
+    emit_window(call, builder, op, input, c_out, window, false)
+}
+
+/// Weights `[KH, KW, C_in, C_out]` in which filters do not read the channels of other groups.
+fn ungrouped(call: Call, builder: &mut Builder, weights: &FloatTensor, groups: usize) -> Result<Vec<f32>, Problem> {
+    let [c_out, each, rows, columns] = [0, 1, 2, 3].map(|axis| weights.shape[axis]);
+    let (taps, c_in) = (rows * columns, each * groups);
+    builder.budget.tensor(call.name(), &[c_out as u64, c_in as u64, taps as u64])?;
+    let mut dense = vec![0.0; taps * c_in * c_out];
+    for (index, &weight) in weights.data.iter().enumerate() {
+        let (output, input, tap) = (index / (each * taps), index / taps % each, index % taps);
+        let input = output / (c_out / groups) * each + input;
+        dense[(tap * c_in + input) * c_out + output] = weight;
+    }
+    Ok(dense)
 }
 
 /// `ConvTranspose`

@@ -28,7 +28,7 @@ struct Run {
 pub fn bias_corrections(
     scaled: &Prepared,
     weights: &[Option<QuantizedWeights>],
-    exponents: &[i32],
+    (exponents, zeros): (&[i32], &[f64]),
     images: &[&Rgb],
     observe: &mut dyn FnMut(usize),
 ) -> Result<Vec<Vec<f64>>, QuantizeError> {
@@ -67,7 +67,7 @@ pub fn bias_corrections(
                 });
             }
             if !clamped {
-                round(map, scaled.elements[index], exponents[index]);
+                round(map, scaled.elements[index], exponents[index], zeros[index]);
             }
             for &input in node.inputs.iter().filter(|&&input| last_reader[input] == index) {
                 run.float[input].data = Vec::new();
@@ -97,9 +97,11 @@ fn mean_difference(runs: &[Run], index: usize) -> Vec<f64> {
     sums.iter().map(|sum| sum / count.max(1) as f64).collect()
 }
 
-/// The values that a type holds.
-fn round(map: &mut Map, element: Element, exponent: i32) {
+/// The values that a type holds, where `zero` of its steps stands for 0.
+fn round(map: &mut Map, element: Element, exponent: i32, zero: f64) {
     let [low, high] = element.range().map(|v| v as f32);
-    let step = 2f32.powi(exponent);
-    map.data.iter_mut().for_each(|v| *v = (*v / step).round_ties_even().max(low).min(high) * step);
+    let (step, zero) = (2f32.powi(exponent), zero as f32);
+    map.data.iter_mut().for_each(|v| {
+        *v = ((*v / step + zero).round_ties_even().max(low).min(high) - zero) * step;
+    });
 }

@@ -1,5 +1,6 @@
 //! From a scaled float network to a model of integers.
 
+use super::functions::table;
 use super::prepare::Prepared;
 use super::weights::QuantizedWeights;
 use super::{Options, QuantizeError, Scales};
@@ -26,6 +27,8 @@ pub struct Source<'a> {
     pub corrections: &'a [Vec<f64>],
     /// Each node's exponent.
     pub exponents: &'a [i32],
+    /// What stands for 0 in each node's output, in its steps.
+    pub zeros: &'a [f64],
     /// How to quantise.
     pub options: &'a Options,
 }
@@ -55,13 +58,20 @@ pub fn emit(source: &Source) -> Result<Emitted, QuantizeError> {
                 source.conv(index, window, Some(*output_padding), *channels, bias)?
             }
             FloatOp::Affine { scale, offset } => {
-                let input = exponents[node.inputs[0]];
-                let constants = scale.iter().zip(offset);
-                OpSpec::Affine(source.requantization(
-                    constants.map(|(&s, &b)| (f64::from(s), f64::from(b))),
-                    input,
-                    out,
-                ))
+                let (input, zero) = (exponents[node.inputs[0]], source.zeros[index] * 2f64.powi(out));
+                let constants = scale.iter().zip(offset).map(|(&s, &b)| (f64::from(s), f64::from(b) + zero));
+                OpSpec::Affine(source.requantization(constants, input, out))
+            }
+            FloatOp::Depthwise { window, bias, .. } => source.depthwise(index, window, bias)?,
+            FloatOp::Function { .. } => OpSpec::Table(table(scaled, index, exponents, source.zeros)),
+            FloatOp::Product { scale } => {
+                let [a, b] = [node.inputs[0], node.inputs[1]];
+                let unit = 2f64.powi(exponents[a] + exponents[b] - out);
+                let mut requantization = RequantizationSpec::default();
+                scale
+                    .iter()
+                    .for_each(|&scale| push(&mut requantization, fixed(f64::from(scale) * unit, source.zeros[index])));
+                OpSpec::Product { zero: source.zeros[a] as i32, requantization }
             }
             FloatOp::MaxPool { window, ceil } => OpSpec::MaxPool { geometry: pair(window), ceil: *ceil },
             FloatOp::AveragePool { window, ceil, count_padding } => {
@@ -87,7 +97,7 @@ pub fn emit(source: &Source) -> Result<Emitted, QuantizeError> {
             inputs: node.inputs.iter().map(|&input| place[input]).collect(),
             element,
             exponent: out,
-            clamp: clamp(element, out, bounds),
+            clamp: clamp(element, out, bounds, source.zeros[index]),
         });
         origin.push(index);
     }
@@ -95,12 +105,14 @@ pub fn emit(source: &Source) -> Result<Emitted, QuantizeError> {
     Ok(Emitted { spec: ModelSpec { metadata: String::new(), align_corners, nodes: specs }, origin })
 }
 
-/// The range of a type, within a clamp's bounds.
-fn clamp(element: Element, exponent: i32, bounds: Option<[f32; 2]>) -> [i32; 2] {
+/// The range of a type, within a clamp's bounds, where `zero` steps stand for 0.
+fn clamp(element: Element, exponent: i32, bounds: Option<[f32; 2]>, zero: f64) -> [i32; 2] {
     let [low, high] = element.range();
     let Some([least, most]) = bounds else { return [low, high] };
-    let steps =
-        |bound: f32| (f64::from(bound) / 2f64.powi(exponent)).round_ties_even().clamp(low.into(), high.into()) as i32;
+    let steps = |bound: f32| {
+        let steps = (f64::from(bound) / 2f64.powi(exponent)).round_ties_even() + zero;
+        steps.clamp(low.into(), high.into()) as i32
+    };
     [steps(least), steps(most).max(steps(least))]
 }
 
@@ -114,44 +126,87 @@ impl Source<'_> {
         bias: &[f32],
     ) -> Result<OpSpec, QuantizeError> {
         let Window { kernel, stride, dilation, padding } = *window;
-        let bound = (kernel[0] * kernel[1] * c_in) as u64 * 255 * 127;
-        let node = &self.scaled.graph.nodes[index];
-        if bound > i32::MAX as u64 {
-            return Err(QuantizeError::Accumulator { layer: node.name.clone(), bound });
-        }
-        let input = node.inputs[0];
-        let QuantizedWeights { values, steps } = self.weights[index].as_ref().expect("every convolution has weights");
-        let correction = |o: usize| self.corrections[index].get(o).copied().unwrap_or(0.0);
-        let bias = bias.iter().enumerate().map(|(o, &b)| f64::from(b) + correction(o));
-        let (from, to) = (self.exponents[input], self.exponents[index]);
-        let largest = steps.iter().fold(1e-30f64, |a, &b| a.max(b));
+        self.check_sums(index, kernel[0] * kernel[1] * c_in)?;
+        let QuantizedWeights { values, steps } = self.weights(index);
         Ok(OpSpec::Conv {
             geometry: [kernel, stride, dilation, padding],
             channels: [c_in, c_out],
-            weight_exponent: largest.log2().ceil() as i32,
+            weight_exponent: exponent_of(steps),
             transposed,
             weights: match transposed {
                 None => values.clone(),
                 Some(_) => swapped(values, c_in, c_out),
             },
-            requantization: self.requantization(steps.iter().copied().zip(bias), from, to),
+            requantization: self.of_sums(index, bias),
         })
+    }
+
+    fn depthwise(&self, index: usize, window: &Window, bias: &[f32]) -> Result<OpSpec, QuantizeError> {
+        let Window { kernel, stride, dilation, padding } = *window;
+        self.check_sums(index, kernel[0] * kernel[1])?;
+        let QuantizedWeights { values, steps } = self.weights(index);
+        Ok(OpSpec::Depthwise {
+            geometry: [kernel, stride, dilation, padding],
+            zero: self.zeros[self.scaled.graph.nodes[index].inputs[0]] as i32,
+            weight_exponent: exponent_of(steps),
+            weights: values.clone(),
+            requantization: self.of_sums(index, bias),
+        })
+    }
+
+    fn weights(&self, index: usize) -> &QuantizedWeights {
+        self.weights[index].as_ref().expect("every convolution has weights")
+    }
+
+    /// Refuses a convolution of so many products whose sum could leave 32 bits.
+    fn check_sums(&self, index: usize, products: usize) -> Result<(), QuantizeError> {
+        match products as u64 * 255 * 127 {
+            bound if bound > i32::MAX as u64 => {
+                let layer = self.scaled.graph.nodes[index].name.clone();
+                Err(QuantizeError::Accumulator { layer, bound })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// From a convolution's sums to its output: with its bias, what corrects it, and what stands for 0 in both.
+    fn of_sums(&self, index: usize, bias: &[f32]) -> RequantizationSpec {
+        let input = self.scaled.graph.nodes[index].inputs[0];
+        let (from, to) = (self.exponents[input], self.exponents[index]);
+        let QuantizedWeights { values, steps } = self.weights(index);
+        let constants = bias.iter().zip(steps).enumerate().map(|(o, (&bias, &step))| {
+            let correction = self.corrections[index].get(o).copied().unwrap_or(0.0);
+            let weights: i64 = values.iter().skip(o).step_by(steps.len()).map(|&w| i64::from(w)).sum();
+            let taken_back = self.zeros[input] * weights as f64 * step * 2f64.powi(from);
+            let added = self.zeros[index] * 2f64.powi(to);
+            (step, f64::from(bias) + correction + added - taken_back)
+        });
+        self.requantization(constants, from, to)
     }
 
     /// The constants that turn sums in units of `step · 2^from`, and a bias, into units of `2^to`.
     fn requantization(&self, constants: impl Iterator<Item = (f64, f64)>, from: i32, to: i32) -> RequantizationSpec {
         let mut spec = RequantizationSpec::default();
         for (step, bias) in constants {
-            let (m, b, s) = match self.options.scales {
+            let constants = match self.options.scales {
                 Scales::Channel => fixed(step * 2f64.powi(from - to), bias / 2f64.powi(to)),
                 Scales::PowerOfTwo => power_of_two(step * 2f64.powi(from - to), bias / 2f64.powi(to)),
             };
-            spec.multiplier.push(m);
-            spec.bias.push(b);
-            spec.shift.push(s);
+            push(&mut spec, constants);
         }
         spec
     }
+}
+
+fn push(spec: &mut RequantizationSpec, (multiplier, bias, shift): (i32, i64, u8)) {
+    spec.multiplier.push(multiplier);
+    spec.bias.push(bias);
+    spec.shift.push(shift);
+}
+
+/// The exponent of the least power of two that no step exceeds.
+fn exponent_of(steps: &[f64]) -> i32 {
+    steps.iter().fold(1e-30f64, |a, &b| a.max(b)).log2().ceil() as i32
 }
 
 /// `(m, b, s)` with `(sum · m + b) / 2^s ≈ sum · scale + offset`.
@@ -220,9 +275,10 @@ mod tests {
 
     #[test]
     fn clamps_are_in_steps_and_within_the_type() {
-        assert_eq!(clamp(Element::U8, -5, Some([0.0, 6.0])), [0, 192]);
-        assert_eq!(clamp(Element::U8, -6, Some([0.0, 6.0])), [0, 255]);
-        assert_eq!(clamp(Element::I8, -5, Some([-1.0, f32::INFINITY])), [-32, 127]);
-        assert_eq!(clamp(Element::I16, -5, None), [-32_767, 32_767]);
+        assert_eq!(clamp(Element::U8, -5, Some([0.0, 6.0]), 0.0), [0, 192]);
+        assert_eq!(clamp(Element::U8, -6, Some([0.0, 6.0]), 0.0), [0, 255]);
+        assert_eq!(clamp(Element::I8, -5, Some([-1.0, f32::INFINITY]), 0.0), [-32, 127]);
+        assert_eq!(clamp(Element::U8, -5, Some([-3.0, 2.0]), 96.0), [0, 160]);
+        assert_eq!(clamp(Element::I16, -5, None, 0.0), [-32_767, 32_767]);
     }
 }

@@ -11,6 +11,7 @@
 
 mod correct;
 mod emit;
+mod functions;
 mod prepare;
 mod report;
 mod scales;
@@ -112,6 +113,8 @@ pub struct Quantized {
     pub spec: ModelSpec,
     /// The float network that its nodes stand for, channels scaled as theirs.
     scaled: FloatGraph,
+    /// What stands for 0 in the outputs of its nodes, in their steps.
+    zeros: Vec<f64>,
     /// For each node of the model, the float node whose output it computes.
     origin: Vec<usize>,
 }
@@ -158,6 +161,7 @@ pub fn quantize_with(
     let mut factors = Factors::new(&prepared);
     factors.equalize(&prepared, &statistics, options.equalization);
     let equalized = factors.apply(&prepared);
+    let offsets = functions::offsets(&prepared, &statistics, &factors);
     // Tensors of 8 bits whose values are new: neither moved, selected nor still to be clamped.
     let largest = (0..counts.len()).map(|node| {
         let op = &equalized.graph.nodes[node].op;
@@ -165,26 +169,28 @@ pub fn quantize_with(
             || prepare::passes(op) && !matches!(op, FloatOp::Clip { .. });
         let counts_here = equalized.elements[node] != Element::I16 && !moved && equalized.clamp(node).is_none();
         let seen = (0..counts[node]).map(|k| statistics[node].magnitude(k) * factors.of(node, k));
-        counts_here.then(|| seen.fold(1e-9, f64::max))
+        counts_here.then(|| seen.fold(1e-9, f64::max) + offsets[node])
     });
-    let histograms = statistics::histograms(&equalized.graph, images, &largest.collect::<Vec<_>>(), &mut |done| {
+    let largest: Vec<Option<f64>> = largest.collect();
+    let histograms = statistics::histograms(&equalized.graph, images, (&largest, &offsets), &mut |done| {
         observe(images.len() + done, total);
     })?;
     let exponents = scales::choose(&equalized, &histograms, &statistics, &mut factors, options);
     let scaled = factors.apply(&prepared);
+    let zeros = functions::zeros(&scaled, &functions::offsets(&prepared, &statistics, &factors), &exponents);
     let weights: Vec<Option<QuantizedWeights>> =
         scaled.graph.nodes.par_iter().map(|node| QuantizedWeights::new(node, options.scales)).collect();
     let corrections = match options.bias_correction {
         true => {
             let nodes = scaled.graph.nodes.len();
-            correct::bias_corrections(&scaled, &weights, &exponents, &some, &mut |node| {
+            correct::bias_corrections(&scaled, &weights, (&exponents, &zeros), &some, &mut |node| {
                 observe(passes + corrected * node / nodes, total);
             })?
         }
         false => vec![Vec::new(); scaled.graph.nodes.len()],
     };
     let (weights, corrections) = (&weights[..], &corrections[..]);
-    let source = emit::Source { scaled: &scaled, weights, corrections, exponents: &exponents, options };
+    let source = emit::Source { scaled: &scaled, weights, corrections, exponents: &exponents, zeros: &zeros, options };
     let emitted = emit::emit(&source)?;
-    Ok(Quantized { spec: emitted.spec, scaled: scaled.graph, origin: emitted.origin })
+    Ok(Quantized { spec: emitted.spec, scaled: scaled.graph, zeros, origin: emitted.origin })
 }

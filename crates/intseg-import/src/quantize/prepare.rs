@@ -1,6 +1,7 @@
 //! Bringing a float network to the form that quantises node by node: batch normalisations folded into convolutions, the
 //! image as the runtime has it, every clamp behind an operator that clamps, and types that fit their readers.
 
+use super::functions;
 use crate::graph::{FloatGraph, FloatNode, FloatOp, Interpolation, Normalization, ResizeTarget};
 use intseg_runtime::Element;
 
@@ -14,12 +15,15 @@ pub struct Prepared {
     pub graph: FloatGraph,
     /// The type of each node's output. A clamp has that of what it clamps.
     pub elements: Vec<Element>,
+    /// Whether something is added to each node's output that makes it unsigned, since all that read it can take it back.
+    pub shifted: Vec<bool>,
 }
 
 impl Prepared {
     /// Prepares a network.
     pub fn new(graph: &FloatGraph) -> Self {
         let mut graph = graph.clone();
+        functions::clamp_inputs(&mut graph);
         fold_affines(&mut graph);
         centre_image(&mut graph);
         isolate_clamps(&mut graph);
@@ -40,7 +44,7 @@ impl Prepared {
 }
 
 /// The only reader of a node, if it is a clamp.
-fn clamp_of(nodes: &[FloatNode], node: usize) -> Option<(usize, [f32; 2])> {
+pub fn clamp_of(nodes: &[FloatNode], node: usize) -> Option<(usize, [f32; 2])> {
     let next = nodes.get(node + 1)?;
     match next.op {
         FloatOp::Clip { low, high } if next.inputs == [node] => Some((node + 1, [low, high])),
@@ -50,37 +54,46 @@ fn clamp_of(nodes: &[FloatNode], node: usize) -> Option<(usize, [f32; 2])> {
 
 /// Whether an operator of the runtime can clamp what it puts out.
 fn clamps(op: &FloatOp) -> bool {
-    matches!(op, FloatOp::Conv { .. } | FloatOp::ConvTranspose { .. } | FloatOp::Affine { .. } | FloatOp::Add)
+    is_linear(op) || matches!(op, FloatOp::Add | FloatOp::Product { .. })
+}
+
+/// Whether an operator multiplies and adds constants, a channel of its output each.
+pub fn is_linear(op: &FloatOp) -> bool {
+    use FloatOp::{Affine, Conv, ConvTranspose, Depthwise};
+    matches!(op, Conv { .. } | ConvTranspose { .. } | Depthwise { .. } | Affine { .. })
 }
 
 /// Copies a graph's nodes, changing some on the way.
-struct Rebuild {
-    nodes: Vec<FloatNode>,
+pub struct Rebuild {
+    pub nodes: Vec<FloatNode>,
     /// Where each old node's output is among the new ones.
-    place: Vec<usize>,
+    pub place: Vec<usize>,
 }
 
 impl Rebuild {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Rebuild { nodes: Vec::new(), place: Vec::new() }
     }
 
-    fn push(&mut self, name: String, op: FloatOp, inputs: Vec<usize>) -> usize {
+    /// Adds a node.
+    pub fn push(&mut self, name: String, op: FloatOp, inputs: Vec<usize>) -> usize {
         self.nodes.push(FloatNode { name, op, inputs });
         self.nodes.len() - 1
     }
 
-    fn inputs(&self, node: &FloatNode) -> Vec<usize> {
+    /// Where an old node's inputs are.
+    pub fn inputs(&self, node: &FloatNode) -> Vec<usize> {
         node.inputs.iter().map(|&input| self.place[input]).collect()
     }
 
     /// A map of `channels` values by factor 1: a change of type, or a place for a clamp.
-    fn identity(&mut self, name: String, input: usize, channels: usize) -> usize {
+    pub fn identity(&mut self, name: String, input: usize, channels: usize) -> usize {
         self.push(name, FloatOp::Affine { scale: vec![1.0; channels], offset: vec![0.0; channels] }, vec![input])
     }
 }
 
-fn readers(nodes: &[FloatNode]) -> Vec<usize> {
+/// How many inputs of later nodes each node is.
+pub fn readers(nodes: &[FloatNode]) -> Vec<usize> {
     let mut readers = vec![0; nodes.len()];
     nodes.iter().flat_map(|node| &node.inputs).for_each(|&input| readers[input] += 1);
     readers
@@ -102,6 +115,16 @@ pub fn scale_output(op: &mut FloatOp, scale: impl Fn(usize) -> f64, offset: impl
             scaled(factors, false);
             scaled(offsets, true);
         }
+        FloatOp::Depthwise { weights, bias, .. } => {
+            weights.chunks_exact_mut(bias.len()).for_each(|row| scaled(row, false));
+            scaled(bias, true);
+        }
+        FloatOp::Product { scale: factors } => scaled(factors, false),
+        // All channels of what a function reads and makes have one factor, and so have those of a clamp not at 0.
+        FloatOp::Function { output, .. } => *output = (f64::from(*output) * scale(0)) as f32,
+        FloatOp::Clip { low, high } => {
+            [low, high].into_iter().for_each(|bound| *bound = (f64::from(*bound) * scale(0)) as f32);
+        }
         _ => {}
     }
 }
@@ -118,6 +141,15 @@ pub fn scale_input(op: &mut FloatOp, scale: impl Fn(usize) -> f64) {
         FloatOp::Affine { scale: factors, .. } => {
             factors.iter_mut().enumerate().for_each(|(k, factor)| *factor = (f64::from(*factor) * scale(k)) as f32);
         }
+        FloatOp::Depthwise { weights, bias, .. } => {
+            let channels = bias.len();
+            let each = |(at, w): (usize, &mut f32)| *w = (f64::from(*w) * scale(at % channels)) as f32;
+            weights.iter_mut().enumerate().for_each(each);
+        }
+        FloatOp::Product { scale: factors } => {
+            factors.iter_mut().enumerate().for_each(|(k, factor)| *factor = (f64::from(*factor) * scale(k)) as f32);
+        }
+        FloatOp::Function { input, .. } => *input = (f64::from(*input) * scale(0)) as f32,
         _ => {}
     }
 }
@@ -130,9 +162,7 @@ fn fold_affines(graph: &mut FloatGraph) {
         let inputs = rebuild.inputs(node);
         if let (FloatOp::Affine { scale, offset }, &[from]) = (&node.op, &node.inputs[..]) {
             let before = &mut rebuild.nodes[inputs[0]].op;
-            let linear =
-                matches!(before, FloatOp::Conv { .. } | FloatOp::ConvTranspose { .. } | FloatOp::Affine { .. });
-            if linear && readers[from] == 1 {
+            if is_linear(before) && readers[from] == 1 {
                 scale_output(before, |k| scale[k].into(), |k| offset[k].into());
                 rebuild.place.push(inputs[0]);
                 continue;
@@ -207,6 +237,9 @@ fn non_negative(nodes: &[FloatNode]) -> Vec<bool> {
             FloatOp::MaxPool { .. } | FloatOp::AveragePool { .. } => inputs(1),
             FloatOp::GlobalAveragePool | FloatOp::Resize { .. } => inputs(1),
             FloatOp::Image | FloatOp::Conv { .. } | FloatOp::ConvTranspose { .. } | FloatOp::Affine { .. } => false,
+            FloatOp::Depthwise { .. } => false,
+            FloatOp::Function { function, .. } => function.lowest() == Some(0.0),
+            FloatOp::Product { .. } => inputs(2),
         });
     }
     flags
@@ -263,6 +296,7 @@ fn demands(nodes: &[FloatNode]) -> Vec<Demand> {
             let demand = &mut demands[input];
             match node.op {
                 FloatOp::Conv { .. } | FloatOp::ConvTranspose { .. } => demand.bytes = true,
+                FloatOp::Depthwise { .. } | FloatOp::Function { .. } | FloatOp::Product { .. } => demand.bytes = true,
                 FloatOp::Concat | FloatOp::GlobalAveragePool => demand.bytes = true,
                 FloatOp::Add | FloatOp::Affine { .. } => demand.any = true,
                 _ => {
@@ -279,6 +313,8 @@ fn demands(nodes: &[FloatNode]) -> Vec<Demand> {
 /// Gives every node a type, and inserts maps from one type to another where readers differ.
 fn typed(graph: FloatGraph) -> Prepared {
     let (demands, positive, channels) = (demands(&graph.nodes), non_negative(&graph.nodes), channels(&graph.nodes));
+    let shiftable = functions::shiftable(&graph.nodes, &positive);
+    let mut shifted = Vec::new();
     let mut rebuild = Rebuild::new();
     let mut elements: Vec<Element> = Vec::new();
     // (node, type) → the map that makes it.
@@ -291,9 +327,12 @@ fn typed(graph: FloatGraph) -> Prepared {
             let from = node.inputs[k];
             let narrow = if positive[from] { Element::U8 } else { Element::I8 };
             let needed = match node.op {
-                FloatOp::Conv { .. } | FloatOp::ConvTranspose { .. } | FloatOp::GlobalAveragePool => {
-                    (elements[*input] == Element::I16).then_some(narrow)
-                }
+                FloatOp::Conv { .. }
+                | FloatOp::ConvTranspose { .. }
+                | FloatOp::GlobalAveragePool
+                | FloatOp::Depthwise { .. }
+                | FloatOp::Function { .. }
+                | FloatOp::Product { .. } => (elements[*input] == Element::I16).then_some(narrow),
                 FloatOp::Concat => Some(concat),
                 _ => None,
             };
@@ -305,6 +344,7 @@ fn typed(graph: FloatGraph) -> Prepared {
                 let name = format!("{}.{suffix}", graph.nodes[from].name);
                 let place = rebuild.identity(name, key.0, channels[from]);
                 elements.push(needed);
+                shifted.push(false);
                 converted.push((key, place));
                 place
             });
@@ -314,12 +354,14 @@ fn typed(graph: FloatGraph) -> Prepared {
             FloatOp::Image => Element::I8,
             FloatOp::Concat => concat,
             FloatOp::GlobalAveragePool => elements[inputs[0]],
+            FloatOp::Function { .. } if !positive[index] && !shiftable[index] => Element::I8,
+            FloatOp::Function { .. } => Element::U8,
             _ if passes(&node.op) => elements[inputs[0]],
             _ if demand.logits => Element::I16,
             _ => {
                 // A clamp directly behind decides the sign.
                 let positive = clamp_of(&graph.nodes, index).map_or(positive[index], |(clamp, _)| positive[clamp]);
-                match (positive, demand.bytes && !demand.any) {
+                match (positive || shiftable[index], demand.bytes && !demand.any) {
                     (true, _) => Element::U8,
                     (false, true) => Element::I8,
                     (false, false) => Element::I16,
@@ -328,6 +370,7 @@ fn typed(graph: FloatGraph) -> Prepared {
         };
         let place = rebuild.push(node.name.clone(), node.op.clone(), inputs);
         elements.push(own);
+        shifted.push(shiftable[index]);
         rebuild.place.push(place);
     }
     if elements.last() != Some(&Element::I16) {
@@ -336,6 +379,7 @@ fn typed(graph: FloatGraph) -> Prepared {
         let count = channels.last().copied().unwrap_or(0);
         rebuild.identity("logits.i16".into(), last, count);
         elements.push(Element::I16);
+        shifted.push(false);
     }
-    Prepared { graph: FloatGraph { nodes: rebuild.nodes, ..graph }, elements }
+    Prepared { graph: FloatGraph { nodes: rebuild.nodes, ..graph }, elements, shifted }
 }

@@ -68,13 +68,13 @@ impl Quantized {
             let mut compare = |index: usize, values: &[f32]| {
                 let Some(node) = self.origin.iter().position(|&origin| origin == index) else { return };
                 let (spec, sums) = (&self.spec.nodes[node], &mut sums[node]);
-                let step = 2f64.powi(spec.exponent);
+                let (step, zero) = (2f64.powi(spec.exponent), self.zeros[index]);
                 // A clamp that an operator was asked for is no loss.
                 let ends = [if spec.clamp[0] == 0 { i32::MIN } else { spec.clamp[0] }, spec.clamp[1]];
                 for (&wanted, &got) in values.iter().zip(&outputs[node]) {
                     let wanted = f64::from(wanted);
                     sums.signal += wanted * wanted;
-                    sums.noise += (wanted - f64::from(got) * step).powi(2);
+                    sums.noise += (wanted - (f64::from(got) - zero) * step).powi(2);
                     sums.saturated += usize::from(ends.contains(&got.into()));
                 }
                 sums.count += values.len();

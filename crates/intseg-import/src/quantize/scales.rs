@@ -8,7 +8,7 @@
 use super::prepare::{Prepared, channels, passes, scale_input, scale_output};
 use super::statistics::{Channels, Histogram};
 use super::{Options, Ranges};
-use crate::graph::FloatOp;
+use crate::graph::{FloatNode, FloatOp};
 use intseg_runtime::Element;
 use std::collections::BTreeMap;
 
@@ -77,6 +77,15 @@ impl Factors {
                     all.zip(inputs).for_each(|(a, b)| class.unite(a, b));
                 }
                 FloatOp::Image => fixed[all].fill(true),
+                // One factor for all channels, at both ends.
+                FloatOp::Function { .. } => {
+                    let input = first[node.inputs[0]];
+                    (1..counts[index]).for_each(|k| {
+                        class.unite(first[index], first[index] + k);
+                        class.unite(input, input + k);
+                    });
+                }
+                FloatOp::Clip { .. } if reads_whole(nodes, index) => {}
                 FloatOp::Clip { low, high } if low != 0.0 || high != f32::INFINITY => fixed[all].fill(true),
                 _ if index + 1 == nodes.len() => fixed[all].fill(true),
                 _ => {}
@@ -125,12 +134,17 @@ impl Factors {
                     range[class] = range[class].max(statistics[index].magnitude(k));
                 }
             }
-            let (FloatOp::Conv { weights, channels, .. } | FloatOp::ConvTranspose { weights, channels, .. }) = &node.op
-            else {
-                continue;
+            let columns = match &node.op {
+                FloatOp::Conv { weights, channels, .. } | FloatOp::ConvTranspose { weights, channels, .. } => {
+                    relative_columns(weights, *channels)
+                }
+                // What reads every channel with a scale of its own finds no channel too small.
+                FloatOp::Depthwise { .. } | FloatOp::Product { .. } => vec![1.0; counts[index]],
+                _ => continue,
             };
-            for (k, column) in relative_columns(weights, *channels).into_iter().enumerate() {
-                let class = self.class[self.first[node.inputs[0]] + k];
+            let inputs = if matches!(node.op, FloatOp::Product { .. }) { &node.inputs[..] } else { &node.inputs[..1] };
+            for (&input, (k, &column)) in inputs.iter().flat_map(|i| columns.iter().enumerate().map(move |c| (i, c))) {
+                let class = self.class[self.first[input] + k];
                 weight[class] = weight[class].max(column);
             }
         }
@@ -162,13 +176,20 @@ impl Factors {
     pub fn apply(&self, prepared: &Prepared) -> Prepared {
         let mut scaled = prepared.clone();
         for (index, node) in scaled.graph.nodes.iter_mut().enumerate() {
-            if let Some(&input) = node.inputs.first() {
+            let multiplied = if matches!(node.op, FloatOp::Product { .. }) { 2 } else { 1 };
+            for input in node.inputs.clone().into_iter().take(multiplied) {
                 scale_input(&mut node.op, |k| 1.0 / self.of(input, k));
             }
             scale_output(&mut node.op, |k| self.of(index, k), |_| 0.0);
         }
         scaled
     }
+}
+
+/// Whether nothing but functions reads a node: then its channels have one factor, and a bound can be multiplied by it.
+fn reads_whole(nodes: &[FloatNode], node: usize) -> bool {
+    let mut readers = nodes.iter().filter(|reader| reader.inputs.contains(&node)).peekable();
+    readers.peek().is_some() && readers.all(|reader| matches!(reader.op, FloatOp::Function { .. }))
 }
 
 /// For each input channel, the largest of its weights over the largest of all that their output channel has.

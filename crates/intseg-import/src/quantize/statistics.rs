@@ -41,6 +41,11 @@ impl Channels {
         self.finite &= other.finite;
     }
 
+    /// How far a channel goes below 0.
+    pub fn below_zero(&self, k: usize) -> f64 {
+        f64::from(-self.low[k])
+    }
+
     /// A channel's largest magnitude.
     pub fn magnitude(&self, k: usize) -> f64 {
         f64::from(self.high[k].max(-self.low[k]))
@@ -138,14 +143,14 @@ pub fn channels(
     Ok(merged)
 }
 
-/// The histograms of some nodes' outputs over some images; `largest` says which nodes, and their largest magnitude.
+/// The histograms of some nodes' outputs, with an offset added to each, over some images; `largest` says which nodes, and their largest magnitude.
 ///
 /// # Errors
 /// When the network cannot run on one of the images.
 pub fn histograms(
     graph: &FloatGraph,
     images: &[Rgb],
-    largest: &[Option<f64>],
+    (largest, offsets): (&[Option<f64>], &[f64]),
     observe: &mut dyn FnMut(usize),
 ) -> Result<Vec<Option<Histogram>>, QuantizeError> {
     let empty = || largest.iter().map(|largest| largest.map(Histogram::new)).collect::<Vec<_>>();
@@ -153,7 +158,8 @@ pub fn histograms(
         let mut all = empty();
         float::run(graph, image, |index, map| {
             if let Some(histogram) = &mut all[index] {
-                map.data.iter().for_each(|v| histogram.add(v.abs().into()));
+                let offset = offsets[index];
+                map.data.iter().for_each(|&v| histogram.add((f64::from(v) + offset).abs()));
             }
         })?;
         Ok::<_, QuantizeError>(all)

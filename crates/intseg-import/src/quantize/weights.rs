@@ -18,11 +18,13 @@ pub struct QuantizedWeights {
 impl QuantizedWeights {
     /// The weights of a convolution; `None` of anything else.
     pub fn new(node: &FloatNode, scales: Scales) -> Option<Self> {
-        let (FloatOp::Conv { weights, channels, .. } | FloatOp::ConvTranspose { weights, channels, .. }) = &node.op
+        let (FloatOp::Conv { weights, bias, .. }
+        | FloatOp::ConvTranspose { weights, bias, .. }
+        | FloatOp::Depthwise { weights, bias, .. }) = &node.op
         else {
             return None;
         };
-        let c_out = channels[1];
+        let c_out = bias.len();
         let steps: Vec<f64> =
             (0..c_out).map(|o| step(weights.iter().skip(o).step_by(c_out).copied(), scales)).collect();
         let quantize =
@@ -33,7 +35,10 @@ impl QuantizedWeights {
     /// The convolution with these weights in place of its own.
     pub fn in_float(&self, node: &FloatNode) -> FloatNode {
         let mut node = node.clone();
-        if let FloatOp::Conv { weights, .. } | FloatOp::ConvTranspose { weights, .. } = &mut node.op {
+        if let FloatOp::Conv { weights, .. }
+        | FloatOp::ConvTranspose { weights, .. }
+        | FloatOp::Depthwise { weights, .. } = &mut node.op
+        {
             let steps = self.steps.iter().cycle();
             weights.iter_mut().zip(&self.values).zip(steps).for_each(|((w, &q), step)| {
                 *w = (f64::from(q) * step) as f32;

@@ -27,6 +27,11 @@ pub struct Depthwise<'a> {
 }
 
 impl Depthwise<'_> {
+    /// The largest magnitude that a sum can reach.
+    pub fn accumulator_bound(&self) -> u64 {
+        accumulator_bound(self.kernel)
+    }
+
     /// Checks the range under which no sum can overflow.
     pub(super) fn check_weights(&self) -> Result<(), &'static str> {
         if self.weights.contains(&i8::MIN) { Err("a weight is -128") } else { Ok(()) }
@@ -40,6 +45,10 @@ pub struct Product<'a> {
     pub zero: i32,
     /// From products to output.
     pub requantization: Requantization<'a>,
+}
+
+fn accumulator_bound(kernel: [usize; 2]) -> u64 {
+    kernel[0] as u64 * kernel[1] as u64 * 255 * 127
 }
 
 /// Checks that a function's values lie within the node's clamp.
@@ -66,11 +75,10 @@ impl<'a> Model<'a> {
         let [channels, _] = cursor.pair(1).ok_or(size)?;
         let zero = zero(cursor).ok_or("its zero is out of range")?;
         let weight_exponent = cursor.i32().ok_or(size)?;
-        let taps = kernel[0] * kernel[1];
-        if taps as u64 * 255 * 127 > i32::MAX as u64 {
+        if accumulator_bound(kernel) > i32::MAX as u64 {
             return Err("its accumulator could overflow 32 bits");
         }
-        let count = taps.checked_mul(channels).ok_or(size)?;
+        let count = (kernel[0] * kernel[1]).checked_mul(channels).ok_or(size)?;
         let weights = as_i8(self.tensor(cursor, 1, count).ok_or("its weights lie outside the file")?);
         let requantization = self.requantization(cursor, channels)?;
         Ok(Depthwise { kernel, stride, dilation, padding, channels, zero, weights, weight_exponent, requantization })

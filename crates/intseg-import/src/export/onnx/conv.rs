@@ -5,6 +5,7 @@ use super::graph::{Values, int, ints};
 use super::layers::{Layers, part};
 use crate::export::channel::{self, Channel, scale_f32};
 use crate::export::power;
+use crate::onnx::proto::Attribute;
 use intseg_runtime::{Conv, Element, Node, Requantization};
 
 /// Biases of unfused convolutions beyond this many output units are saturated anyway.
@@ -89,7 +90,7 @@ impl Layers<'_> {
     }
 
     /// A constant of integers, one scale for each of its first dimension.
-    fn dequantized(&mut self, name: &str, shape: [&[usize]; 2], values: Values, scales: &[f64]) -> String {
+    pub(super) fn dequantized(&mut self, name: &str, shape: [&[usize]; 2], values: Values, scales: &[f64]) -> String {
         let scale = self.scales(name, scales);
         // ONNX Runtime's precise mode for x86 without VNNI fails on weights that leave their zero points out.
         let zero = match values {
@@ -111,7 +112,7 @@ impl Layers<'_> {
     }
 
     /// A multiplier and a bias a channel, both in units of the output; `exponent` is that of the input's units.
-    fn scaled(&mut self, node: &Node, channels: Vec<(f64, f64)>, exponent: i32, input: &str) -> String {
+    pub(super) fn scaled(&mut self, node: &Node, channels: Vec<(f64, f64)>, exponent: i32, input: &str) -> String {
         let (factors, offsets): (Vec<f32>, Vec<f32>) = channels
             .into_iter()
             .map(|(scale, bias)| {
@@ -127,11 +128,16 @@ impl Layers<'_> {
     }
 }
 
-fn window(conv: &Conv) -> Vec<crate::onnx::proto::Attribute> {
+fn window(conv: &Conv) -> Vec<Attribute> {
+    window_of([conv.kernel, conv.stride, conv.dilation, conv.padding])
+}
+
+/// A window's settings, from its kernel, stride, dilation and padding.
+pub(super) fn window_of([kernel, stride, dilation, padding]: [[usize; 2]; 4]) -> Vec<Attribute> {
     vec![
-        ints("dilations", conv.dilation),
-        ints("kernel_shape", conv.kernel),
-        ints("pads", conv.padding.into_iter().chain(conv.padding)),
-        ints("strides", conv.stride),
+        ints("dilations", dilation),
+        ints("kernel_shape", kernel),
+        ints("pads", padding.into_iter().chain(padding)),
+        ints("strides", stride),
     ]
 }

@@ -14,13 +14,14 @@ pub struct Layers<'a> {
     pub(super) precision: Precision,
     shapes: &'a [Shape],
     values: Vec<String>,
+    elements: Vec<Element>,
     exponents: Vec<i32>,
 }
 
 impl<'a> Layers<'a> {
     /// None yet, of a model with outputs of these shapes.
     pub fn new(builder: &'a mut Builder, precision: Precision, shapes: &'a [Shape]) -> Self {
-        Layers { builder, precision, shapes, values: Vec::new(), exponents: Vec::new() }
+        Layers { builder, precision, shapes, values: Vec::new(), elements: Vec::new(), exponents: Vec::new() }
     }
 
     /// The names of the nodes' values.
@@ -47,6 +48,15 @@ impl<'a> Layers<'a> {
                 let sum = self.rectified(node, sum);
                 self.quantized(node, &sum, true)
             }
+            Op::Depthwise(depthwise) => {
+                let sums = self.depthwise(node, depthwise, inputs[0]);
+                self.quantized(node, &sums, true)
+            }
+            Op::Table(table) => self.table(node, table, inputs[0]),
+            Op::Product(product) => {
+                let products = self.product(node, product, [inputs[0], inputs[1]]);
+                self.quantized(node, &products, true)
+            }
             Op::MaxPool { kernel, stride, padding, .. } => {
                 let attributes = self.window(node, *kernel, *stride, *padding);
                 let largest = self.builder.node("MaxPool", &part(node, "max_pool"), &inputs, attributes);
@@ -69,12 +79,18 @@ impl<'a> Layers<'a> {
             }
         };
         self.values.push(value);
+        self.elements.push(node.element);
         self.exponents.push(node.exponent);
     }
 
     /// The shape of the next node's output.
     fn output(&self) -> Shape {
         self.shapes[self.values.len()]
+    }
+
+    /// The type of an earlier node's output.
+    pub(super) fn element(&self, node: usize) -> Element {
+        self.elements[node]
     }
 
     /// The exponent of an earlier node's output.
@@ -154,10 +170,11 @@ impl<'a> Layers<'a> {
     /// A value rounded to the node's type, and clamped if it can leave the node's range, as floats again.
     fn quantized(&mut self, node: &Node, value: &str, clamp: bool) -> String {
         let scale = scale(self.builder, node.exponent);
-        let (zero, range) = match node.element {
-            Element::U8 => (self.builder.scalar("zero_u8", Values::U8(vec![0])), [0, 255]),
-            Element::I8 => (self.builder.scalar("zero_i8", Values::I8(vec![0])), [-128, 127]),
-            Element::I16 => (self.builder.scalar("zero_i16", Values::I16(vec![0])), [-32_768, 32_767]),
+        let zero = self.zero(node.element);
+        let range = match node.element {
+            Element::U8 => [0, 255],
+            Element::I8 => [-128, 127],
+            Element::I16 => [-32_768, 32_767],
         };
         let narrower = clamp && node.clamp != range;
         // 16 bits are clamped as floats, which have the operator everywhere, and 8 bits behind the operator that a
@@ -167,6 +184,15 @@ impl<'a> Layers<'a> {
         let quantized = self.builder.node("QuantizeLinear", &part(node, "quantized"), &[&value, &scale, &zero], vec![]);
         let quantized = if narrower && !before { self.clipped(node, &quantized) } else { quantized };
         self.builder.node("DequantizeLinear", node.name, &[&quantized, &scale, &zero], vec![])
+    }
+
+    /// The zero point of a type: always 0.
+    pub(super) fn zero(&mut self, element: Element) -> String {
+        match element {
+            Element::U8 => self.builder.scalar("zero_u8", Values::U8(vec![0])),
+            Element::I8 => self.builder.scalar("zero_i8", Values::I8(vec![0])),
+            Element::I16 => self.builder.scalar("zero_i16", Values::I16(vec![0])),
+        }
     }
 
     /// A value held within the node's clamp, whose bounds are whole units: rounding does not leave them.

@@ -8,12 +8,17 @@
 //! one scale a channel, which carries the channel's multiplier; biases are i32 in units of sums. Residual streams and
 //! logits are i16.
 //!
+//! Depthwise convolutions are `Conv` of as many groups as channels, whose padding is made explicit where another integer
+//! than 0 stands for zero. Functions of one value are looked up in their table, which is exact; as float functions they are
+//! not, because those round what the table does not.
+//!
 //! What differs from the executor: multipliers have 24 bits, and with [`Precision::Fused`] biases are whole units of
 //! sums. Where multipliers are powers of two and biases whole units, every operator's result is exact.
 
 mod conv;
 mod graph;
 mod layers;
+mod mobile;
 mod resize;
 
 use super::{ExportError, MAX_EXPONENT, power};

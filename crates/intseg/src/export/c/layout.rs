@@ -201,6 +201,9 @@ fn needed_rows(model: &Model, slots: &[Slot], classes: &Range<usize>) -> Result<
                 need(0, read_by_window(&rows, kernel[0], stride[0], padding[0], height(0)));
             }
             Op::Affine(_) => need(0, rows),
+            Op::Depthwise(_) | Op::Table(_) | Op::Product(_) => {
+                return Err(ExportError::Layer { name: node.name.to_owned(), problem: NOT_AS_C });
+            }
             Op::Add | Op::Concat => (0..node.inputs().len()).for_each(|k| need(k, rows.clone())),
             Op::Resize { interpolation, .. } => {
                 let aligned = interpolation == Interpolation::LinearAligned;
@@ -218,6 +221,9 @@ fn needed_rows(model: &Model, slots: &[Slot], classes: &Range<usize>) -> Result<
     // A node that no strip needs a row of still has a place.
     Ok(needed)
 }
+
+/// Why layers of networks for phones are refused.
+pub const NOT_AS_C: &str = "depthwise convolutions, tables and products of maps are not written as C";
 
 /// The input rows that windows reach, at least one.
 fn read_by_window(rows: &Range<usize>, window: usize, stride: usize, padding: usize, height: usize) -> Range<usize> {

@@ -225,6 +225,7 @@ impl Source<'_> {
             }
             Op::GlobalAveragePool => self.average_pool(index, node)?,
             Op::Resize { interpolation, .. } => self.resize(index, node, *interpolation)?,
+            Op::Depthwise(_) | Op::Table(_) | Op::Product(_) => return Err(super::layout::NOT_AS_C),
             Op::AveragePool { .. } => return Err("average pooling over windows is not written as C"),
             Op::Concat => {
                 self.operators.need(Operator::Concat);
