@@ -6,7 +6,7 @@
 use super::store::Requantized;
 use super::{Conv2d, Input, Output, Requantizer, Store};
 use crate::Context;
-use crate::vector::{Element, LANES, Loop, Vector, load};
+use crate::vector::{Element, LANES, Loop, Vector, covering, load};
 
 /// Output pixels of a tile: with AVX2, their sums just fit the registers.
 const PIXELS: usize = 6;
@@ -72,15 +72,13 @@ impl<T: Element> Loop for Row<'_, T> {
     #[inline(always)]
     fn run<V: Vector>(self) {
         let channels = self.plan.geometry.c_in;
-        for x in (0..self.out_w).step_by(PIXELS) {
-            let count = PIXELS.min(self.out_w - x);
+        for (x, count) in covering(self.out_w, PIXELS) {
             let pixels: [usize; PIXELS] = core::array::from_fn(|p| self.row * self.out_w + x + p);
-            for first in (0..channels).step_by(LANES) {
-                let len = LANES.min(channels - first);
+            for (first, len) in covering(channels, LANES) {
                 let mut sums = [0; PIXELS * LANES];
                 let tile = self.tile::<V>(x, count, first, len);
                 sums.as_chunks_mut().0.iter_mut().zip(tile).for_each(|(sums, vector)| vector.store_i32(sums));
-                // SAFETY: each tile of each row is stored once.
+                // SAFETY: nobody else stores this row.
                 unsafe { self.store.store(&sums[..count * LANES], LANES, &pixels[..count], first, len) };
             }
         }
@@ -102,16 +100,21 @@ impl<T: Element> Row<'_, T> {
             for tap_x in 0..g.kernel[1] {
                 let column = |p: usize| ((x + p) * g.stride[1] + tap_x * g.dilation[1]).wrapping_sub(g.padding[1]);
                 let weight: V = load(self.weights, (tap_y * g.kernel[1] + tap_x) * g.c_in + first, len);
-                let value = |sx: usize| -> V { load(self.input, (sy * g.in_w + sx) * g.c_in + first, len) };
-                if sy < g.in_h && count == PIXELS && column(0) < g.in_w && column(PIXELS - 1) < g.in_w {
+                let place = |sx: usize| (sy * g.in_w + sx) * g.c_in + first;
+                let whole = count == PIXELS && len == LANES;
+                if whole && sy < g.in_h && column(0) < g.in_w && column(PIXELS - 1) < g.in_w {
+                    let step = g.stride[1] * g.c_in;
+                    let values = &self.input[place(column(0))..][..(PIXELS - 1) * step + LANES];
                     for (p, sum) in sums.iter_mut().enumerate() {
-                        *sum = sum.add(T::product(value(column(p)), weight));
+                        // SAFETY: the slice holds as many values behind each of its multiples of the step, up to this one.
+                        let values = unsafe { &*values.as_ptr().add(p * step).cast::<[T; LANES]>() };
+                        *sum = T::add_product(*sum, T::load(values), weight);
                     }
                     continue;
                 }
                 for (p, sum) in sums.iter_mut().enumerate().take(count) {
                     let inside = sy < g.in_h && column(p) < g.in_w;
-                    let value = if inside { value(column(p)) } else { V::splat(*outside) };
+                    let value = if inside { load(self.input, place(column(p)), len) } else { V::splat(*outside) };
                     *sum = sum.add(value.mul(weight));
                 }
             }

@@ -3,7 +3,7 @@
 use crate::Context;
 use crate::conv::store::Requantized;
 use crate::conv::{Input, Output, Requantizer, Store};
-use crate::vector::{Element, LANES, Loop, Vector, load};
+use crate::vector::{Element, LANES, Loop, Vector, covering, load};
 
 /// Pixels that one task takes, about so many values.
 const PIECE: usize = 1 << 14;
@@ -70,15 +70,14 @@ impl<A: Element, B: Element> Loop for Piece<'_, A, B> {
         for from in self.pixels.clone().step_by(PIXELS) {
             let count = PIXELS.min(self.pixels.end - from);
             let pixels: [usize; PIXELS] = core::array::from_fn(|p| from + p);
-            for first in (0..self.channels).step_by(LANES) {
-                let len = LANES.min(self.channels - first);
+            for (first, len) in covering(self.channels, LANES) {
                 let mut products = [0; PIXELS * LANES];
                 for (out, &pixel) in products.as_chunks_mut().0.iter_mut().zip(&pixels[..count]) {
                     let a: V = load(self.a, pixel * self.channels + first, len);
                     let b: V = load(self.b, pixel * self.each + first, len);
                     a.sub(zero).mul(b).store_i32(out);
                 }
-                // SAFETY: each pixel's channels are stored once.
+                // SAFETY: nobody else stores these pixels.
                 unsafe { self.store.store(&products[..count * LANES], LANES, &pixels[..count], first, len) };
             }
         }

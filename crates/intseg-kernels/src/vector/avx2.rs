@@ -112,9 +112,10 @@ impl Vector for Vector256 {
         unsafe { Self(_mm256_mullo_epi32(self.0, other.0), _mm256_mullo_epi32(self.1, other.1)) }
     }
     #[inline(always)]
-    fn mul_narrow(self, other: Self) -> Self {
-        // SAFETY: the instructions are there (see above). The upper halves of the lanes of `self` are 0.
-        unsafe { Self(_mm256_madd_epi16(self.0, other.0), _mm256_madd_epi16(self.1, other.1)) }
+    fn add_narrow_product(self, a: Self, b: Self) -> Self {
+        // The upper halves of the lanes of `a` are 0, and so are the second products that the instruction adds.
+        // SAFETY: the instructions are there (see above).
+        self.add(unsafe { Self(_mm256_madd_epi16(a.0, b.0), _mm256_madd_epi16(a.1, b.1)) })
     }
     #[inline(always)]
     fn min(self, other: Self) -> Self {

@@ -7,7 +7,7 @@ use super::{LANES, Vector};
 use core::arch::x86_64::{
     __m512i, __mmask16, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_storeu_si128, _mm256_loadu_si256, _mm256_storeu_si256,
     _mm512_add_epi32, _mm512_and_si512, _mm512_cmpgt_epi32_mask, _mm512_cvtepi8_epi32, _mm512_cvtepi16_epi32,
-    _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepu8_epi32, _mm512_loadu_si512, _mm512_madd_epi16,
+    _mm512_cvtepi32_epi8, _mm512_cvtepi32_epi16, _mm512_cvtepu8_epi32, _mm512_dpwssd_epi32, _mm512_loadu_si512,
     _mm512_mask_mov_epi32, _mm512_maskz_mov_epi32, _mm512_max_epi32, _mm512_min_epi32, _mm512_mullo_epi32,
     _mm512_set1_epi32, _mm512_sll_epi32, _mm512_sra_epi32, _mm512_srav_epi32, _mm512_srl_epi32, _mm512_storeu_si512,
     _mm512_sub_epi32, _mm512_xor_si512,
@@ -81,9 +81,10 @@ impl Vector for Vector512 {
         Self(unsafe { _mm512_mullo_epi32(self.0, other.0) })
     }
     #[inline(always)]
-    fn mul_narrow(self, other: Self) -> Self {
-        // SAFETY: the instructions are there (see above). The upper halves of the lanes of `self` are 0.
-        Self(unsafe { _mm512_madd_epi16(self.0, other.0) })
+    fn add_narrow_product(self, a: Self, b: Self) -> Self {
+        // The upper halves of the lanes of `a` are 0, and so are the second products that the instruction adds.
+        // SAFETY: the instructions are there (see above).
+        Self(unsafe { _mm512_dpwssd_epi32(self.0, a.0, b.0) })
     }
     #[inline(always)]
     fn min(self, other: Self) -> Self {

@@ -40,8 +40,8 @@ pub(crate) trait Vector: Copy {
     fn sub(self, other: Self) -> Self;
     /// The low 32 bits.
     fn mul(self, other: Self) -> Self;
-    /// Products of lanes of 16 bits, `self`'s not negative: in fewer instructions than [`Vector::mul`].
-    fn mul_narrow(self, other: Self) -> Self;
+    /// `self + a · b` for lanes of 16 bits, those of `a` not negative: in fewer instructions than [`Vector::mul`] takes.
+    fn add_narrow_product(self, a: Self, b: Self) -> Self;
     fn min(self, other: Self) -> Self;
     fn max(self, other: Self) -> Self;
     fn and(self, other: Self) -> Self;
@@ -91,10 +91,10 @@ pub(crate) trait Element: Copy + Default + Send + Sync {
     fn load<V: Vector>(from: &[Self; LANES]) -> V;
     /// Every lane must fit.
     fn store<V: Vector>(vector: V, to: &mut [Self; LANES]);
-    /// The products of values of this type and signed bytes.
+    /// `sums + values · bytes`, of values of this type and signed bytes.
     #[inline(always)]
-    fn product<V: Vector>(values: V, bytes: V) -> V {
-        values.mul(bytes)
+    fn add_product<V: Vector>(sums: V, values: V, bytes: V) -> V {
+        sums.add(values.mul(bytes))
     }
 }
 
@@ -137,13 +137,21 @@ impl Element for u8 {
         V::load_u8(from)
     }
     #[inline(always)]
-    fn product<V: Vector>(values: V, bytes: V) -> V {
-        values.mul_narrow(bytes)
+    fn add_product<V: Vector>(sums: V, values: V, bytes: V) -> V {
+        sums.add_narrow_product(values, bytes)
     }
     #[inline(always)]
     fn store<V: Vector>(vector: V, to: &mut [Self; LANES]) {
         vector.store_u8(to);
     }
+}
+
+/// Pieces that cover `0..len`: where each begins and how long it is. That is `width` where there is as much, the last piece
+/// then overlapping the one before.
+#[inline(always)]
+pub(crate) fn covering(len: usize, width: usize) -> impl Iterator<Item = (usize, usize)> {
+    let whole = width.min(len);
+    (0..len).step_by(width).map(move |first| (first.min(len - whole), whole))
 }
 
 /// Elements `at..at + len` of a slice; lanes from `len` on hold 0.
@@ -248,7 +256,7 @@ mod tests {
                 a.shr(1).half_even(shift.min(30)),
                 a.stochastic(shift, b),
                 a.within(V::splat(-1000), V::splat(77)),
-                a.shr_unsigned(17).mul_narrow(b.shr(16)),
+                a.add_narrow_product(a.shr_unsigned(17), b.shr(16)),
             ];
             let (mut i8s, mut u8s, mut i16s) = ([0i8; LANES], [0u8; LANES], [0i16; LANES]);
             a.shr(24).store_i8(&mut i8s);
@@ -283,7 +291,7 @@ mod tests {
             half_even_i32(a >> 1, shift.min(30)),
             stochastic_i32(a, shift, b as u32),
             a.clamp(-1000, 77),
-            (a as u32 >> 17) as i32 * (b >> 16),
+            a.wrapping_add((a as u32 >> 17) as i32 * (b >> 16)),
             a >> 24,
             (a as u32 >> 24) as i32,
             a >> 16,
@@ -307,6 +315,15 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn pieces_cover_everything_and_are_whole_where_they_can_be() {
+        let pieces = |len| covering(len, LANES).collect::<Vec<_>>();
+        assert_eq!(pieces(0), []);
+        assert_eq!(pieces(5), [(0, 5)]);
+        assert_eq!(pieces(32), [(0, 16), (16, 16)]);
+        assert_eq!(pieces(37), [(0, 16), (16, 16), (21, 16)]);
     }
 
     #[test]

@@ -67,8 +67,8 @@ impl Vector for Lanes {
         self.map2(other, i32::wrapping_mul)
     }
     #[inline(always)]
-    fn mul_narrow(self, other: Self) -> Self {
-        self.mul(other)
+    fn add_narrow_product(self, a: Self, b: Self) -> Self {
+        self.add(a.mul(b))
     }
     #[inline(always)]
     fn min(self, other: Self) -> Self {
