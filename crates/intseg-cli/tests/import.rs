@@ -35,6 +35,26 @@ fn an_onnx_model_becomes_one_that_predicts() {
 }
 
 #[test]
+fn a_network_for_phones_becomes_one_that_predicts_however_it_was_exported() {
+    for kind in ["dynamic_dynamo", "dynamic_torchscript", "static_dynamo", "static_torchscript", "version13"] {
+        let (data, model, ran) = import(&fixture(&format!("lraspp_{kind}.onnx")), &["--json"]);
+        let report = ran.json()["report"].clone();
+        assert!(report["agreement"].as_f64().unwrap() > 0.97, "{kind}: {report}");
+        let (images, masks) = (data.path().join("JPEGImages"), data.path().join("masks"));
+        let [model, images, masks] = [&model, &images, &masks].map(|path| path.to_str().unwrap());
+        let answer = intseg(["predict", "--model", model, "--input", images, "--output", masks, "--json"]).json();
+        assert_eq!(answer["failed"].as_array().unwrap().len(), 0);
+        let layers = intseg(["inspect", model, "--size", "32x48"]).ok();
+        for kind in ["depthwise conv 5×5", "table", "product"] {
+            assert!(layers.contains(kind), "{layers}");
+        }
+        let output = data.path().join("c");
+        intseg(["export", "--format", "c", "--size", "32x48", "-o", output.to_str().unwrap(), model])
+            .fails(1, &["layer ", "tables and products of maps are not written as C"]);
+    }
+}
+
+#[test]
 fn the_answer_in_json_has_the_agreement_and_the_layers() {
     let (_data, _model, ran) =
         import(&fixture("fcn_dynamic_dynamo.onnx"), &["--json", "--ranges", "99.9", "--equalize", "0"]);

@@ -1,19 +1,33 @@
 //! What exported files hold.
 
+use intseg::data::image::Rgb;
 use intseg::fold::{Metadata, random_model};
 use intseg::networks::{Settings, build};
 use intseg_import::export::onnx::{OPSET, Precision};
 use intseg_import::export::{ExportError, onnx, safetensors};
-use intseg_import::onnx::proto;
+use intseg_import::graph::Normalization;
+use intseg_import::onnx::{proto, read_graph};
+use intseg_import::quantize::{Options, quantize};
 use intseg_import::read::read_weights;
 use intseg_runtime::writer::{ModelSpec, NodeSpec, OpSpec};
 use intseg_runtime::{Element, Interpolation, Model, Op};
 use prost::Message;
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
 fn random(arch: &str) -> Vec<u8> {
     let graph = build(arch, &Settings { width_1000: 125, ..Settings::new(5) }).unwrap();
     random_model(&graph, 1).unwrap()
+}
+
+/// A small LR-ASPP, quantised on one image of stripes.
+fn lraspp() -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/lraspp_dynamic_dynamo.onnx");
+    let graph = read_graph(&path, Normalization::IMAGENET).unwrap();
+    let data = (0..3 * 65 * 97).map(|i| (i * 7 % 256) as u8).collect();
+    let mut spec = quantize(&graph, &[Rgb { width: 97, height: 65, data }], &Options::default()).unwrap().spec;
+    spec.metadata = serde_json::to_string(&Metadata::default()).unwrap();
+    spec.to_bytes()
 }
 
 fn exported(model: &[u8], size: [usize; 2], precision: Precision) -> proto::Model {
@@ -29,9 +43,10 @@ fn sizes(value: &proto::ValueInfo) -> Vec<i64> {
 
 #[test]
 fn every_value_is_made_once_and_before_it_is_read() {
-    for arch in ["fcn-tiny", "fcn8s-vgg16-bn", "deeplabv3-resnet50v2", "deeplabv3-resnet50"] {
+    let networks = ["fcn-tiny", "fcn8s-vgg16-bn", "deeplabv3-resnet50v2", "deeplabv3-resnet50"].map(random);
+    for file in networks.into_iter().chain([lraspp()]) {
         for precision in [Precision::Fused, Precision::Exact] {
-            let model = exported(&random(arch), [65, 97], precision);
+            let model = exported(&file, [65, 97], precision);
             assert_eq!((model.ir_version, model.opset_import[0].version), (10, OPSET));
             let graph = model.graph.unwrap();
             assert_eq!((sizes(&graph.input[0]), sizes(&graph.output[0])), (vec![1, 65, 97, 3], vec![1, 65, 97]));
@@ -92,6 +107,31 @@ fn safetensors_hold_the_weights_times_their_scales() {
         }
     }
     assert!(compared > 500);
+}
+
+#[test]
+fn safetensors_hold_depthwise_filters_as_pytorch_has_them() {
+    let file = lraspp();
+    let model = Model::parse(&file).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weights.safetensors");
+    std::fs::write(&path, safetensors::export(&model, &Metadata::default()).unwrap()).unwrap();
+    let weights = read_weights(&path).unwrap();
+    let exponents: Vec<i32> = model.nodes().map(|node| node.exponent).collect();
+    let mut compared = 0;
+    for node in model.nodes() {
+        let Op::Depthwise(conv) = &node.op else { continue };
+        let tensor = &weights[&format!("{}.weight", node.name)];
+        assert_eq!(tensor.shape, [conv.channels, 1, conv.kernel[0], conv.kernel[1]]);
+        let channels: Vec<_> = conv.requantization.multipliers().zip(conv.requantization.shifts()).collect();
+        for (i, &value) in tensor.permuted([2, 3, 1, 0]).iter().enumerate() {
+            let (multiplier, &shift) = channels[i % conv.channels];
+            let exponent = node.exponent - exponents[node.input(0)] - i32::from(shift);
+            assert_eq!(value, (f64::from(conv.weights[i]) * f64::from(multiplier) * 2f64.powi(exponent)) as f32);
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 8 * 9 + 20 * 25 + 24 * 9 + 24 * 25);
 }
 
 /// The image and its values resized, as logits of three classes.

@@ -4,7 +4,7 @@ mod common;
 
 use common::{decoder, image, mobile, pyramid, residual, tiny};
 use intseg_kernels::{Context, Dither, Role};
-use intseg_runtime::writer::{ModelSpec, OpSpec};
+use intseg_runtime::writer::{ModelSpec, NodeSpec, OpSpec, RequantizationSpec};
 use intseg_runtime::{Element, Engine, Model, ModelError, Op, Plan, Slot, VERSION};
 
 /// Bytes of the checksum at a file's end.
@@ -207,66 +207,50 @@ fn nodes_that_could_overflow_or_do_not_fit_are_refused_with_the_reason() {
 }
 
 /// The first node with an operator.
-fn first(spec: &mut ModelSpec, wanted: fn(&OpSpec) -> bool) -> &mut intseg_runtime::writer::NodeSpec {
+fn first(spec: &mut ModelSpec, wanted: fn(&OpSpec) -> bool) -> &mut NodeSpec {
     spec.nodes.iter_mut().find(|node| wanted(&node.op)).unwrap()
+}
+
+fn depthwise(spec: &mut ModelSpec) -> &mut NodeSpec {
+    first(spec, |op| matches!(op, OpSpec::Depthwise { .. }))
+}
+
+fn table(spec: &mut ModelSpec) -> &mut NodeSpec {
+    first(spec, |op| matches!(op, OpSpec::Table(_)))
+}
+
+fn product(spec: &mut ModelSpec) -> &mut NodeSpec {
+    first(spec, |op| matches!(op, OpSpec::Product { .. }))
+}
+
+/// Changes the first depthwise convolution's kernel, zero and weights.
+fn change_depthwise(spec: &mut ModelSpec, change: fn(&mut [usize; 2], &mut i32, &mut Vec<i8>)) {
+    let OpSpec::Depthwise { geometry, zero, weights, .. } = &mut depthwise(spec).op else { unreachable!() };
+    change(&mut geometry[0], zero, weights);
+}
+
+/// Changes the first product's zero and requantisation.
+fn change_product(spec: &mut ModelSpec, change: fn(&mut i32, &mut RequantizationSpec)) {
+    let OpSpec::Product { zero, requantization } = &mut product(spec).op else { unreachable!() };
+    change(zero, requantization);
 }
 
 #[test]
 fn depthwise_convolutions_tables_and_products_that_do_not_fit_are_refused_with_the_reason() {
     type Change = fn(&mut ModelSpec);
-    let changes: [(Change, &str); 9] = [
-        (
-            |s| {
-                let OpSpec::Depthwise { weights, .. } = &mut first(s, |op| matches!(op, OpSpec::Depthwise { .. })).op
-                else {
-                    return;
-                };
-                weights[3] = -128;
-            },
-            "a weight is -128",
-        ),
-        (
-            |s| {
-                let OpSpec::Depthwise { zero, .. } = &mut first(s, |op| matches!(op, OpSpec::Depthwise { .. })).op
-                else {
-                    return;
-                };
-                *zero = 256;
-            },
-            "zero is out of range",
-        ),
-        (
-            |s| {
-                let OpSpec::Depthwise { geometry, .. } = &mut first(s, |op| matches!(op, OpSpec::Depthwise { .. })).op
-                else {
-                    return;
-                };
-                geometry[0] = [300, 300];
-            },
-            "accumulator could overflow",
-        ),
-        (
-            |s| {
-                let OpSpec::Product { requantization, .. } =
-                    &mut first(s, |op| matches!(op, OpSpec::Product { .. })).op
-                else {
-                    return;
-                };
-                requantization.shift[0] = 63;
-            },
-            "a shift exceeds 62",
-        ),
-        (|s| first(s, |op| matches!(op, OpSpec::Table(_))).clamp = [10, 20], "table lies outside its clamp"),
-        (
-            |s| {
-                let node = first(s, |op| matches!(op, OpSpec::Table(_)));
-                (node.element, node.op) = (Element::I16, OpSpec::Table(Box::new([0; 256])));
-            },
-            "wrong type",
-        ),
-        (|s| first(s, |op| matches!(op, OpSpec::Product { .. })).inputs[1] = 0, "whose product is not known"),
-        (|s| first(s, |op| matches!(op, OpSpec::Product { .. })).inputs.truncate(1), "wrong number of inputs"),
-        (|s| first(s, |op| matches!(op, OpSpec::Depthwise { .. })).inputs[0] = 0, "another number of channels"),
+    let changes: [(Change, &str); 12] = [
+        (|s| change_depthwise(s, |_, _, weights| weights[3] = -128), "a weight is -128"),
+        (|s| change_depthwise(s, |_, _, weights| weights.truncate(7)), "weights lie outside"),
+        (|s| change_depthwise(s, |_, zero, _| *zero = 256), "zero is out of range"),
+        (|s| change_depthwise(s, |kernel, _, _| *kernel = [300, 300]), "accumulator could overflow"),
+        (|s| depthwise(s).inputs[0] = 0, "another number of channels"),
+        (|s| change_product(s, |_, requantization| requantization.shift[0] = 63), "a shift exceeds 62"),
+        (|s| change_product(s, |zero, _| *zero = -129), "zero is out of range"),
+        (|s| product(s).inputs[1] = 0, "whose product is not known"),
+        (|s| product(s).inputs.truncate(1), "wrong number of inputs"),
+        (|s| table(s).clamp = [10, 20], "table lies outside its clamp"),
+        (|s| table(s).element = Element::I16, "wrong type"),
+        (|s| table(s).inputs.clear(), "wrong number of inputs"),
     ];
     for (change, wanted) in changes {
         let mut spec = mobile();

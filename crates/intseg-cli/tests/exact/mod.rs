@@ -83,6 +83,26 @@ impl Builder {
         self.add(op, &[input], element, exponent, channels)
     }
 
+    fn depthwise(&mut self, input: usize, geometry: [[usize; 2]; 4], zero: i32, element: Element) -> usize {
+        let (taps, channels) = (geometry[0][0] * geometry[0][1], self.channels[input]);
+        let weights = (0..taps * channels).map(|_| self.numbers.next(127) as i8).collect();
+        let requantization = self.requantization(channels, 7, 1 << 11);
+        let op = OpSpec::Depthwise { geometry, zero, weight_exponent: -7, weights, requantization };
+        self.add(op, &[input], element, -5, channels)
+    }
+
+    fn table(&mut self, input: usize, element: Element) -> usize {
+        // Not −128, which is beyond the clamp.
+        let table = Box::new(core::array::from_fn(|_| self.numbers.next(127) as i8 as u8));
+        self.add(OpSpec::Table(table), &[input], element, -6, self.channels[input])
+    }
+
+    fn product(&mut self, inputs: [usize; 2], zero: i32, element: Element) -> usize {
+        let channels = self.channels[inputs[0]];
+        let requantization = self.requantization(channels, 8, 1 << 8);
+        self.add(OpSpec::Product { zero, requantization }, &inputs, element, -5, channels)
+    }
+
     fn affine(&mut self, input: usize, shift: u8, element: Element, exponent: i32) -> usize {
         let channels = self.channels[input];
         let op = OpSpec::Affine(self.requantization(channels, shift, 1 << 5));
@@ -130,7 +150,14 @@ pub fn model(align_corners: bool) -> Vec<u8> {
     let scores = b.conv(up, square(1, 1, 1, 0), 7, I16, -10);
     let twice = b.resize(&[scores], Some([2, 1]), Interpolation::Nearest);
     let like = b.resize(&[twice, stem], None, Interpolation::linear(align_corners));
-    let picked = b.conv(rectified, square(1, 1, 1, 0), 7, I16, -10);
+    let function = b.table(rectified, U8);
+    let filtered = b.depthwise(function, square(3, 1, 2, 2), 21, I8);
+    let bent = b.table(filtered, I8);
+    let again = b.depthwise(bent, square(5, 1, 1, 2), 0, U8);
+    let gate = b.table(mean, U8);
+    let gated = b.product([again, gate], 30, I8);
+    let squared = b.product([gated, function], -4, U8);
+    let picked = b.conv(squared, square(1, 1, 1, 0), 7, I16, -10);
     let nearest = b.resize(&[picked, stem], None, Interpolation::Nearest);
     b.add(OpSpec::Add, &[like, nearest], I16, -9, 7);
     let classes: Vec<String> = (0..7).map(|class| format!("class {class}")).collect();
