@@ -46,7 +46,8 @@ pub fn shiftable(nodes: &[FloatNode], positive: &[bool]) -> Vec<bool> {
     let takes = |reader: usize, input: usize| match nodes[reader].op {
         FloatOp::Function { .. } | FloatOp::Depthwise { .. } => true,
         FloatOp::Product { .. } => nodes[reader].inputs[1] != input,
-        FloatOp::GlobalAveragePool => {
+        // They hand it on.
+        FloatOp::GlobalAveragePool | FloatOp::Add => {
             !readers[reader].is_empty() && readers[reader].iter().all(|&next| by_bias(&nodes[next]))
         }
         _ => by_bias(&nodes[reader]),
@@ -75,24 +76,28 @@ pub fn offsets(prepared: &Prepared, statistics: &[Channels], factors: &Factors) 
     let nodes = &prepared.graph.nodes;
     let counts = channels(nodes);
     let mut offsets = vec![0.0; nodes.len()];
-    for (index, node) in nodes.iter().enumerate().filter(|(index, _)| prepared.shifted[*index]) {
+    for (index, node) in nodes.iter().enumerate() {
         let seen = clamp_of(nodes, index).map_or(index, |(clamp, _)| clamp);
         let below = (0..counts[index]).map(|k| statistics[seen].below_zero(k) * factors.of(seen, k));
         offsets[index] = match node.op {
             FloatOp::GlobalAveragePool => offsets[node.inputs[0]],
-            _ => below.fold(0.0, f64::max),
+            FloatOp::Add => node.inputs.iter().map(|&input| offsets[input]).sum(),
+            _ if prepared.shifted[index] => below.fold(0.0, f64::max),
+            _ => 0.0,
         };
     }
     offsets
 }
 
-/// What stands for 0 in each node's output, in its steps: whole numbers but for means.
+/// What stands for 0 in each node's output, in its steps: whole numbers but for means and sums.
 pub fn zeros(prepared: &Prepared, offsets: &[f64], exponents: &[i32]) -> Vec<f64> {
     let mut zeros: Vec<f64> = Vec::new();
     for (index, node) in prepared.graph.nodes.iter().enumerate() {
         let step = |node: usize| 2f64.powi(exponents[node]);
         zeros.push(match node.op {
-            FloatOp::GlobalAveragePool => zeros[node.inputs[0]] * step(node.inputs[0]) / step(index),
+            FloatOp::GlobalAveragePool | FloatOp::Add => {
+                node.inputs.iter().map(|&input| zeros[input] * step(input) / step(index)).sum()
+            }
             _ => (offsets[index] / step(index)).round_ties_even().min(255.0),
         });
     }

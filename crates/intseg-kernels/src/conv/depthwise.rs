@@ -113,9 +113,10 @@ impl<T: Element> Row<'_, T> {
                     continue;
                 }
                 for (p, sum) in sums.iter_mut().enumerate().take(count) {
-                    let inside = sy < g.in_h && column(p) < g.in_w;
-                    let value = if inside { load(self.input, place(column(p)), len) } else { V::splat(*outside) };
-                    *sum = sum.add(value.mul(weight));
+                    *sum = match sy < g.in_h && column(p) < g.in_w {
+                        true => T::add_product(*sum, load(self.input, place(column(p)), len), weight),
+                        false => sum.add(V::splat(*outside).mul(weight)),
+                    };
                 }
             }
         }
