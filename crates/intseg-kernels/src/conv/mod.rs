@@ -14,6 +14,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod weight_gradient;
+pub(crate) mod winograd;
 
 pub use convolution::Convolution;
 pub(crate) use store::Store;
@@ -124,6 +125,21 @@ impl Default for Line {
 impl Line {
     /// All zeros.
     pub const ZERO: Line = Line([0; 64]);
+
+    /// With some bits of each byte flipped.
+    #[inline(always)]
+    pub(crate) fn flipped(&self, bits: i8) -> [i8; 64] {
+        let mut bytes = self.0;
+        bytes.iter_mut().for_each(|byte| *byte ^= bits);
+        bytes
+    }
+
+    /// As 16-bit integers.
+    #[inline(always)]
+    pub(crate) fn words_mut(&mut self) -> &mut [i16; 32] {
+        // SAFETY: 64 bytes, aligned to their number, and any bits are valid for both.
+        unsafe { &mut *core::ptr::from_mut(self).cast() }
+    }
 
     /// The bytes of some lines.
     pub(crate) fn bytes_mut(lines: &mut [Line]) -> &mut [u8] {

@@ -143,6 +143,19 @@ proptest! {
     }
 
     #[test]
+    fn winograd_tiles_are_the_definition_on_every_instruction_set(
+        (batch, in_h, in_w, c_in, c_out) in (1..3usize, 1..22usize, 1..22usize, 1..70usize, 17..70usize),
+        (dilation, padding) in ((1..=4usize, 1..=4usize), (0..=6usize, 0..=6usize)),
+        forward: bool, signed: bool, extreme: bool,
+    ) {
+        let (dilation, padding) = ([dilation.0, dilation.1], [padding.0, padding.1]);
+        let g = Conv2d { batch, in_h, in_w, c_in, c_out, kernel: [3; 2], stride: [1; 2], dilation, padding };
+        prop_assume!(g.output_size().is_some());
+        let g = if forward { g } else { Conv2d { c_in: c_out, c_out: c_in, ..g } };
+        winograd(g, if forward { Direction::Forward } else { Direction::Transposed }, signed, extreme);
+    }
+
+    #[test]
     fn the_weight_gradient_is_the_definition_on_every_instruction_set(
         g in geometry(), signed: bool, extreme: bool, shift in prop::sample::select(vec![0u32, 8]),
     ) {
@@ -165,6 +178,51 @@ proptest! {
         prop_assert_eq!(dot(&y, &e), dot(&x, &reference::transposed(&g, &e, &w)));
         prop_assert_eq!(dot(&y, &e), dot(&w64, &reference::weight_gradient(&g, &x, &narrow::<i8>(&e))));
     }
+}
+
+/// Runs a convolution by Winograd tiles, whether that pays or not, and compares.
+fn winograd(g: Conv2d, direction: Direction, signed: bool, extreme: bool) {
+    let fill = if extreme { Fill::Extreme } else { Fill::Random };
+    let (low, high) = if signed { (-128, if extreme { -128 } else { 127 }) } else { (0, 255) };
+    let weights: Vec<i8> = narrow(&bytes(g.weights_len(), fill, 1, -127, if extreme { -127 } else { 127 }));
+    let (len, out_len) = match direction {
+        Direction::Forward => (g.input_len(), g.output_len()),
+        Direction::Transposed => (g.output_len(), g.input_len()),
+    };
+    let input = bytes(len, fill, 2, low, high);
+    let want = match direction {
+        Direction::Forward => reference::forward(&g, &input, &weights),
+        Direction::Transposed => reference::transposed(&g, &input, &weights),
+    };
+    let plan = Convolution { geometry: g, direction, signed };
+    assert!(super::winograd::fits(&plan));
+    for_each_context(plan, &input, &weights, |ctx, input, weights, _| {
+        let mut out = vec![-7; out_len];
+        if !plan.run_winograd(ctx, &mut out, input, weights) {
+            return;
+        }
+        assert!(out.iter().zip(&want).all(|(&a, &b)| i64::from(a) == b), "{} x{}", ctx.isa.name(), ctx.pool.threads());
+    });
+}
+
+#[test]
+fn winograd_tiles_work_in_groups_of_channels_and_of_tiles() {
+    let [stride, dilation, padding] = [[1; 2]; 3];
+    let g = Conv2d { batch: 1, in_h: 6, in_w: 7, c_in: 530, c_out: 330, kernel: [3; 2], stride, dilation, padding };
+    winograd(g, Direction::Forward, false, false);
+    winograd(g, Direction::Transposed, true, false);
+    winograd(Conv2d { in_h: 152, in_w: 171, c_in: 8, c_out: 20, ..g }, Direction::Forward, false, false);
+}
+
+#[test]
+fn winograd_sums_are_exact_to_the_last_of_their_channels() {
+    let [stride, dilation, padding] = [[1; 2]; 3];
+    let g = Conv2d { batch: 1, in_h: 3, in_w: 4, c_in: 1800, c_out: 17, kernel: [3; 2], stride, dilation, padding };
+    for signed in [false, true] {
+        winograd(g, Direction::Forward, signed, true);
+    }
+    let plan = Convolution { geometry: Conv2d { c_in: 1801, ..g }, direction: Direction::Forward, signed: false };
+    assert!(!super::winograd::fits(&plan));
 }
 
 fn gradients(g: &Conv2d, input: &[i64], signed: bool, error: &[i8], shift: u32, want: &[i64]) {

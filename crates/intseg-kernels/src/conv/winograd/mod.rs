@@ -1,0 +1,563 @@
+//! Winograd's minimal filtering for 3 × 3 convolutions of stride 1, without rounding.
+//!
+//! A tile of 4 × 4 sums needs 36 products a pair of channels where the definition has 144. Input and weights are
+//! transformed to 16 bits, so that products run at half the rate of bytes: half of the time is left. Lavin and Gray
+//! (arXiv 1509.09308) have the scheme for floats, where it rounds. Here nothing is lost: the points of [`transform`] are
+//! chosen such that the sums come out multiplied by 900 = 4 · 225, known modulo 2^32, from which a sum below 2^29 can be
+//! had again exactly. So whether a convolution takes this way is a question of time alone.
+//!
+//! Weights are transformed anew in each run, from their packed form: that costs little beside their products and saves
+//! eight times their size. Dilated convolutions are tiles over every `dilation`-th pixel.
+
+pub(crate) mod transform;
+
+use super::phase::phases;
+use super::store::Store;
+use super::{Convolution, Direction, Input, Line};
+use crate::Context;
+use crate::bytes::{self, as_i8, as_u8};
+use crate::pool::Disjoint;
+use crate::vector::{LANES, Loop, Vector, WORD_LANES, Words};
+use core::ops::Range;
+use transform::{OUTPUTS, POINTS, TAPS, divide};
+
+/// Products of a pair of channels in a tile.
+const PRODUCTS: usize = POINTS * POINTS;
+/// Bytes of transformed weights that are made at once, and of transformed input.
+const WEIGHT_BYTES: usize = 10 << 20;
+const INPUT_BYTES: usize = 3 << 20;
+/// Groups of tiles whose products lie in cache at once.
+const CHUNK: usize = 4;
+/// Source channels up to which every sum stays below 2^29: `9 · 1800 · 255 · 128`.
+const MAX_CHANNELS: usize = 1800;
+
+/// The innermost loop of one instruction set.
+pub(crate) trait Multiply: Copy + Sync {
+    /// Tiles of a group.
+    const MR: usize;
+    /// Channels of a panel, as packed for gathering.
+    const NR: usize;
+    /// The bits that packing flips in the weights of a signed input.
+    const FLIP: i8;
+
+    /// Writes `[tiles][NR]` sums over `pairs` pairs of channels: tile `t` reads the words of lines `t, MR + t, …` of
+    /// `input`, 16 pairs a line, and pair `p` the `NR` pairs of words of `weights` from line `p · NR / 16` on.
+    ///
+    /// # Panics
+    /// When a slice is too short, or `tiles` not within `1..=MR`.
+    fn multiply(self, sums: &mut [i32], tiles: usize, pairs: usize, input: &[Line], weights: &[Line]);
+}
+
+/// Where tiles lie along an axis: each phase of the dilation is cut by itself.
+#[derive(Clone, Copy)]
+struct Axis {
+    outputs: usize,
+    inputs: usize,
+    dilation: usize,
+    padding: isize,
+    /// How many phases have the larger number of outputs, and tiles of such a phase and of the others.
+    large: usize,
+    tiles: [usize; 2],
+}
+
+impl Axis {
+    fn new(plan: &Convolution, axis: usize) -> Self {
+        let (g, outputs, inputs) = (&plan.geometry, plan.target()[axis], plan.source()[axis]);
+        let (dilation, padding) = (g.dilation[axis], g.padding[axis] as isize);
+        // The adjoint reads backwards from the other end of the window.
+        let padding = match plan.direction {
+            Direction::Forward => padding,
+            Direction::Transposed => (dilation * (TAPS - 1)) as isize - padding,
+        };
+        let tiles = [outputs.div_ceil(dilation), outputs / dilation].map(|count| count.div_ceil(OUTPUTS));
+        Axis { outputs, inputs, dilation, padding, large: outputs % dilation, tiles }
+    }
+
+    fn len(&self) -> usize {
+        self.large * self.tiles[0] + (self.dilation - self.large) * self.tiles[1]
+    }
+
+    /// The first output of a tile.
+    fn first(&self, tile: usize) -> usize {
+        let in_large = self.large * self.tiles[0];
+        let (phase, within) = match tile.checked_sub(in_large) {
+            None => (tile / self.tiles[0], tile % self.tiles[0]),
+            Some(tile) => (self.large + tile / self.tiles[1], tile % self.tiles[1]),
+        };
+        phase + within * OUTPUTS * self.dilation
+    }
+
+    /// The outputs of a tile that exist: they come first.
+    fn outputs(&self, first: usize) -> impl Iterator<Item = usize> + use<> {
+        (first..self.outputs).step_by(self.dilation).take(OUTPUTS)
+    }
+
+    /// The input at each point of a tile; `None` on padding.
+    fn inputs(&self, first: usize) -> [Option<usize>; POINTS] {
+        let start = first as isize - self.padding;
+        core::array::from_fn(|k| {
+            usize::try_from(start + (k * self.dilation) as isize).ok().filter(|&at| at < self.inputs)
+        })
+    }
+}
+
+/// How a convolution is cut.
+#[derive(Clone, Copy)]
+struct Tiling {
+    axes: [Axis; 2],
+    tiles: usize,
+    /// Source channels, in lines of 32 and pairs.
+    blocks: usize,
+    pairs: usize,
+    /// Panels of target channels, and how many of them are transformed at once.
+    panels: usize,
+    panel_group: usize,
+    /// Groups of `mr` tiles that are transformed at once.
+    tile_groups: usize,
+    mr: usize,
+    /// Lines of 16 channels in a panel.
+    width: usize,
+}
+
+impl Tiling {
+    fn new<K: Multiply>(plan: &Convolution) -> Self {
+        let ([.., c], [.., target]) = (plan.source(), plan.target());
+        let axes = [Axis::new(plan, 0), Axis::new(plan, 1)];
+        let tiles = plan.geometry.batch * axes[0].len() * axes[1].len();
+        let (blocks, pairs, width) = (c.div_ceil(WORD_LANES), 2 * c.div_ceil(4), K::NR / LANES);
+        let panels = target.div_ceil(K::NR);
+        let panel_bytes = PRODUCTS * pairs * width * 64;
+        let group_bytes = PRODUCTS * blocks * K::MR * 64;
+        Tiling {
+            axes,
+            tiles,
+            blocks,
+            pairs,
+            panels,
+            panel_group: (WEIGHT_BYTES / panel_bytes).clamp(1, panels),
+            tile_groups: (INPUT_BYTES / group_bytes).clamp(CHUNK, tiles.div_ceil(K::MR).max(CHUNK)),
+            mr: K::MR,
+            width,
+        }
+    }
+
+    fn weight_lines(&self) -> usize {
+        self.panel_group * PRODUCTS * self.pairs * self.width
+    }
+
+    fn input_lines(&self) -> usize {
+        self.tile_groups * PRODUCTS * self.blocks * self.mr
+    }
+
+    /// Products of a chunk of tiles and a panel.
+    fn products(&self) -> usize {
+        PRODUCTS * CHUNK * self.mr * self.width * LANES
+    }
+}
+
+/// Whether a convolution can take this way.
+pub(crate) fn fits(plan: &Convolution) -> bool {
+    let g = &plan.geometry;
+    let [h, w, c] = plan.source();
+    let outputs: usize = plan.target().iter().product();
+    // Thin outputs are packed in panels of another width.
+    let thin = plan.target()[2] <= MAX_NR / 2;
+    !thin
+        && g.kernel == [TAPS; 2]
+        && g.stride == [1; 2]
+        && (1..=MAX_CHANNELS).contains(&c)
+        && g.batch * h * w * outputs > 0
+}
+
+/// Whether this way takes less time than gathering, as far as an estimate tells: cycles of a core that does 128 products
+/// of bytes or 64 of words in each, and the transforms' as measured.
+pub(crate) fn pays<K: Multiply>(plan: &Convolution) -> bool {
+    if !fits(plan) {
+        return false;
+    }
+    let ([.., c], [.., target]) = (plan.source(), plan.target());
+    let tiling = Tiling::new::<K>(plan);
+    let inside: usize = phases(&plan.geometry, plan.direction).map(|phase| phase.inside(0) * phase.inside(1)).sum();
+    let gathered = plan.geometry.batch * inside * c * target.next_multiple_of(K::NR) / 128;
+    let products = PRODUCTS * c * target.next_multiple_of(K::NR) / 64;
+    let transformed = tiling.tiles * (products + 6 * c + 12 * target) + 3 * c * target;
+    // An estimate that is nearly a tie is no reason to take more memory.
+    transformed + transformed / 16 < gathered
+}
+
+/// How many i32 of scratch a run takes.
+pub(crate) fn scratch_len<K: Multiply>(plan: &Convolution, threads: usize) -> usize {
+    let tiling = Tiling::new::<K>(plan);
+    // One line more, to begin at a multiple of 64 bytes.
+    (tiling.weight_lines() + tiling.input_lines() + 1) * LANES + threads * tiling.products()
+}
+
+/// Runs a convolution that [`fits`].
+pub(crate) fn run<K: Multiply, S: Store>(
+    kernel: K,
+    plan: &Convolution,
+    ctx: Context,
+    store: &S,
+    input: Input,
+    packed: &[Line],
+    scratch: &mut [i32],
+) {
+    let tiling = Tiling::new::<K>(plan);
+    let mut arena = bytes::of_words(scratch);
+    let mut lines = |count: usize| bytes::take::<Line>(&mut arena, count).expect("scratch was measured");
+    let (weights, transformed) = (lines(tiling.weight_lines()), lines(tiling.input_lines()));
+    let products =
+        bytes::take::<i32>(&mut arena, ctx.pool.threads() * tiling.products()).expect("scratch was measured");
+    let input = match input {
+        Input::U8(data) => data,
+        Input::I8(data) => as_u8(data),
+    };
+    let job = Job { kernel, plan, ctx, tiling: &tiling, input, packed };
+    let mut panel = 0;
+    while panel < tiling.panels {
+        let panels = tiling.panel_group.min(tiling.panels - panel);
+        job.transform_weights(weights, panel, panels);
+        let mut group = 0;
+        while group * tiling.mr < tiling.tiles {
+            let groups = tiling.tile_groups.min(tiling.tiles.div_ceil(tiling.mr) - group);
+            job.transform_input(transformed, group, groups);
+            job.multiply(store, products, [weights, transformed], [panel, panels], [group, groups]);
+            group += groups;
+        }
+        panel += panels;
+    }
+}
+
+/// What all steps share.
+#[derive(Clone, Copy)]
+struct Job<'a, K> {
+    kernel: K,
+    plan: &'a Convolution,
+    ctx: Context<'a>,
+    tiling: &'a Tiling,
+    input: &'a [u8],
+    packed: &'a [Line],
+}
+
+impl<K: Multiply> Job<'_, K> {
+    /// Fills `[panel][product][pair][NR]` pairs of words.
+    fn transform_weights(&self, out: &mut [Line], first: usize, panels: usize) {
+        let (c4, width) = (self.tiling.pairs / 2, self.tiling.width);
+        let panel_lines = PRODUCTS * self.tiling.pairs * width;
+        let out = Disjoint::new(out);
+        // A few groups of four channels a task.
+        let groups = c4.div_ceil(4).max(4);
+        let parts = c4.div_ceil(groups);
+        self.ctx.pool.run(panels * parts, &|task, _| {
+            let (panel, part) = (task / parts, task % parts);
+            let packed = &self.packed[(first + panel) * TAPS * TAPS * c4 * width..][..TAPS * TAPS * c4 * width];
+            self.ctx.isa.run_loop(TransformWeights {
+                packed,
+                out: &out,
+                at: panel * panel_lines,
+                groups: part * groups..c4.min((part + 1) * groups),
+                tiling: self.tiling,
+                flip: if self.plan.signed { K::FLIP } else { 0 },
+                backwards: self.plan.direction == Direction::Transposed,
+            });
+        });
+    }
+
+    /// Fills `[product][group][block][tile]` lines.
+    fn transform_input(&self, out: &mut [Line], first: usize, groups: usize) {
+        let out = Disjoint::new(out);
+        self.ctx.pool.run(groups, &|group, _| {
+            let tiles = (first + group) * K::MR..self.tiling.tiles.min((first + group + 1) * K::MR);
+            let work = TransformInput {
+                plan: self.plan,
+                tiling: self.tiling,
+                input: self.input,
+                out: &out,
+                group,
+                groups,
+                tiles,
+            };
+            self.ctx.isa.run_loop(work);
+        });
+    }
+
+    /// Multiplies, transforms back and stores.
+    fn multiply<S: Store>(
+        &self,
+        store: &S,
+        products: &mut [i32],
+        [weights, transformed]: [&[Line]; 2],
+        [first_panel, panels]: [usize; 2],
+        [first_group, groups]: [usize; 2],
+    ) {
+        let Tiling { blocks, pairs, width, .. } = *self.tiling;
+        let [.., target] = self.plan.target();
+        let products = Disjoint::new(products);
+        let chunks = groups.div_ceil(CHUNK);
+        self.ctx.pool.run(panels * chunks, &|task, worker| {
+            let (panel, chunk) = (task / chunks, task % chunks);
+            let chunk = chunk * CHUNK..groups.min((chunk + 1) * CHUNK);
+            let (from, len) = (worker * self.tiling.products(), self.tiling.products());
+            // SAFETY: each worker has its own part, and runs one task at a time.
+            let products = unsafe { products.piece(from, from + len) };
+            let first_tile = (first_group + chunk.start) * K::MR;
+            let tiles = self.tiling.tiles.min((first_group + chunk.end) * K::MR) - first_tile;
+            for product in 0..PRODUCTS {
+                let weights = &weights[(panel * PRODUCTS + product) * pairs * width..][..pairs * width];
+                for (k, group) in chunk.clone().enumerate() {
+                    let count = (tiles - k * K::MR).min(K::MR);
+                    let input = &transformed[(product * groups + group) * blocks * K::MR..][..blocks * K::MR];
+                    let sums = &mut products[(product * tiles + k * K::MR) * K::NR..][..count * K::NR];
+                    self.kernel.multiply(sums, count, pairs, input, weights);
+                }
+            }
+            let first = (first_panel + panel) * K::NR;
+            self.ctx.isa.run_loop(TransformOutput {
+                plan: self.plan,
+                tiling: self.tiling,
+                store,
+                products,
+                tiles: first_tile..first_tile + tiles,
+                first,
+                channels: K::NR.min(target - first),
+            });
+        });
+    }
+}
+
+/// The weights of some groups of four channels of a panel.
+struct TransformWeights<'a> {
+    packed: &'a [Line],
+    out: &'a Disjoint<'a, Line>,
+    at: usize,
+    groups: Range<usize>,
+    tiling: &'a Tiling,
+    flip: i8,
+    backwards: bool,
+}
+
+impl Loop for TransformWeights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        let width = self.tiling.width;
+        for group in self.groups.clone() {
+            for line in 0..width {
+                let [a, b, c] = [
+                    self.column::<V>(group, line, 0),
+                    self.column::<V>(group, line, 1),
+                    self.column::<V>(group, line, 2),
+                ];
+                // The two pairs of each group of four channels.
+                for half in 0..2 {
+                    for y in 0..POINTS {
+                        let row = transform::weights([a[half][y], b[half][y], c[half][y]]);
+                        for (x, words) in row.iter().enumerate() {
+                            let pair = (y * POINTS + x) * self.tiling.pairs + 2 * group + half;
+                            let at = self.at + pair * width + line;
+                            // SAFETY: each panel, group of channels and line has places of its own.
+                            let out = unsafe { self.out.piece(at, at + 1) };
+                            words.store(out[0].words_mut());
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl TransformWeights<'_> {
+    /// A column of taps, transformed.
+    #[inline(always)]
+    fn column<V: Vector>(&self, group: usize, line: usize, x: usize) -> [[V::Words; POINTS]; 2] {
+        let tap = |y: usize| if self.backwards { TAPS * TAPS - 1 - (y * TAPS + x) } else { y * TAPS + x };
+        let place = |tap: usize| &self.packed[(tap * (self.tiling.pairs / 2) + group) * self.tiling.width + line];
+        let taps = [place(tap(0)), place(tap(1)), place(tap(2))];
+        let [a, b, c] = [
+            V::Words::load_pairs(&taps[0].flipped(self.flip)),
+            V::Words::load_pairs(&taps[1].flipped(self.flip)),
+            V::Words::load_pairs(&taps[2].flipped(self.flip)),
+        ];
+        [transform::weights([a[0], b[0], c[0]]), transform::weights([a[1], b[1], c[1]])]
+    }
+}
+
+/// The input of a group of tiles.
+struct TransformInput<'a> {
+    plan: &'a Convolution,
+    tiling: &'a Tiling,
+    input: &'a [u8],
+    out: &'a Disjoint<'a, Line>,
+    group: usize,
+    groups: usize,
+    tiles: Range<usize>,
+}
+
+impl Loop for TransformInput<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        for (row, tile) in self.tiles.clone().enumerate() {
+            let sources = self.sources(tile);
+            match self.plan.signed {
+                false => self.tile::<V::Words, false>(row, &sources),
+                true => self.tile::<V::Words, true>(row, &sources),
+            }
+        }
+    }
+}
+
+impl TransformInput<'_> {
+    /// Where each point of a tile begins in the input; behind its end for padding.
+    #[inline(always)]
+    fn sources(&self, tile: usize) -> [[usize; POINTS]; POINTS] {
+        let ([h, w, c], [rows, columns]) = (self.plan.source(), self.tiling.axes);
+        let (image, tile) = (tile / (rows.len() * columns.len()), tile % (rows.len() * columns.len()));
+        let ys = rows.inputs(rows.first(tile / columns.len()));
+        let xs = columns.inputs(columns.first(tile % columns.len()));
+        ys.map(|y| xs.map(|x| y.zip(x).map_or(self.input.len(), |(y, x)| ((image * h + y) * w + x) * c)))
+    }
+
+    #[inline(always)]
+    fn tile<W: Words, const SIGNED: bool>(&self, row: usize, sources: &[[usize; POINTS]; POINTS]) {
+        let Tiling { blocks, mr, .. } = *self.tiling;
+        for block in 0..blocks {
+            let columns = [
+                self.column::<W, SIGNED>(sources, block, 0),
+                self.column::<W, SIGNED>(sources, block, 1),
+                self.column::<W, SIGNED>(sources, block, 2),
+                self.column::<W, SIGNED>(sources, block, 3),
+                self.column::<W, SIGNED>(sources, block, 4),
+                self.column::<W, SIGNED>(sources, block, 5),
+            ];
+            for y in 0..POINTS {
+                for (x, words) in transform::input(transform::row(&columns, y)).iter().enumerate() {
+                    let at = (((y * POINTS + x) * self.groups + self.group) * blocks + block) * mr + row;
+                    // SAFETY: each tile and block of channels has places of its own.
+                    let out = unsafe { self.out.piece(at, at + 1) };
+                    words.store(out[0].words_mut());
+                }
+            }
+        }
+    }
+
+    /// A column of points, transformed.
+    #[inline(always)]
+    fn column<W: Words, const SIGNED: bool>(
+        &self,
+        sources: &[[usize; POINTS]; POINTS],
+        block: usize,
+        x: usize,
+    ) -> [W; POINTS] {
+        let [a, b, c, d, e, f] = sources;
+        transform::input([
+            self.point::<W, SIGNED>(a[x], block),
+            self.point::<W, SIGNED>(b[x], block),
+            self.point::<W, SIGNED>(c[x], block),
+            self.point::<W, SIGNED>(d[x], block),
+            self.point::<W, SIGNED>(e[x], block),
+            self.point::<W, SIGNED>(f[x], block),
+        ])
+    }
+
+    /// A block of channels of a pixel; zeros behind the last channel and on padding.
+    #[inline(always)]
+    fn point<W: Words, const SIGNED: bool>(&self, at: usize, block: usize) -> W {
+        let (first, [.., c]) = (block * WORD_LANES, self.plan.source());
+        let mut bytes = [0; WORD_LANES];
+        if let Some(from) = self.input.get(at + first..at + c) {
+            match from.first_chunk() {
+                Some(whole) => bytes = *whole,
+                None => bytes[..from.len()].copy_from_slice(from),
+            }
+        }
+        match SIGNED {
+            false => W::load_u8(&bytes),
+            true => W::load_i8(as_i8(&bytes).first_chunk().expect("as many bytes")),
+        }
+    }
+}
+
+/// Some tiles' products of a panel.
+struct TransformOutput<'a, S> {
+    plan: &'a Convolution,
+    tiling: &'a Tiling,
+    store: &'a S,
+    products: &'a [i32],
+    tiles: Range<usize>,
+    first: usize,
+    channels: usize,
+}
+
+/// The sums of a tile, at most 32 channels.
+#[repr(align(64))]
+struct Sums([i32; OUTPUTS * OUTPUTS * MAX_NR]);
+
+/// The most channels of a panel.
+const MAX_NR: usize = 32;
+
+impl<S: Store> Loop for TransformOutput<'_, S> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<V: Vector>(self) {
+        let nr = self.tiling.width * LANES;
+        let ([h, w, _], [rows, columns]) = (self.plan.target(), self.tiling.axes);
+        let mut sums = Sums([0; OUTPUTS * OUTPUTS * MAX_NR]);
+        for (row, tile) in self.tiles.clone().enumerate() {
+            for line in 0..self.tiling.width {
+                let columns = [
+                    self.column::<V>(row, line, 0),
+                    self.column::<V>(row, line, 1),
+                    self.column::<V>(row, line, 2),
+                    self.column::<V>(row, line, 3),
+                    self.column::<V>(row, line, 4),
+                    self.column::<V>(row, line, 5),
+                ];
+                for y in 0..OUTPUTS {
+                    for (x, &sum) in transform::output(transform::row(&columns, y)).iter().enumerate() {
+                        let at = (y * OUTPUTS + x) * nr + line * LANES;
+                        divide(sum).store_i32(sums.0[at..].first_chunk_mut().expect("a row of sums"));
+                    }
+                }
+            }
+            let (image, tile) = (tile / (rows.len() * columns.len()), tile % (rows.len() * columns.len()));
+            let (y, x) = (rows.first(tile / columns.len()), columns.first(tile % columns.len()));
+            for (row, y) in rows.outputs(y).enumerate() {
+                let (mut pixels, mut len) = ([0; OUTPUTS], 0);
+                for (pixel, x) in pixels.iter_mut().zip(columns.outputs(x)) {
+                    *pixel = (image * h + y) * w + x;
+                    len += 1;
+                }
+                let sums = &sums.0[row * OUTPUTS * nr..][..OUTPUTS * nr];
+                // SAFETY: each tile's outputs and each panel's channels are one task's alone.
+                unsafe { self.store.store(sums, nr, &pixels[..len], self.first, self.channels) };
+            }
+        }
+    }
+}
+
+impl<S> TransformOutput<'_, S> {
+    /// A column of products of a tile, transformed.
+    #[inline(always)]
+    fn column<V: Vector>(&self, row: usize, line: usize, x: usize) -> [V; OUTPUTS] {
+        let (nr, count) = (self.tiling.width * LANES, self.tiles.len());
+        let products = &self.products[(x * count + row) * nr + line * LANES..];
+        transform::output([
+            product(products, 0, count * nr),
+            product(products, 1, count * nr),
+            product(products, 2, count * nr),
+            product(products, 3, count * nr),
+            product(products, 4, count * nr),
+            product(products, 5, count * nr),
+        ])
+    }
+}
+
+/// Sixteen channels of row `y` of the points' products, which are `distance` apart.
+#[inline(always)]
+fn product<V: Vector>(products: &[i32], y: usize, distance: usize) -> V {
+    V::load_i32(products[y * POINTS * distance..].first_chunk().expect("a row of products"))
+}
