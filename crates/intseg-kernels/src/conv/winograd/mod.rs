@@ -25,7 +25,7 @@ use transform::{OUTPUTS, POINTS, TAPS, divide};
 const PRODUCTS: usize = POINTS * POINTS;
 /// Bytes of transformed weights that are made at once, and of transformed input.
 const WEIGHT_BYTES: usize = 10 << 20;
-const INPUT_BYTES: usize = 3 << 20;
+const INPUT_BYTES: usize = 3 << 19;
 /// Groups of tiles whose products lie in cache at once.
 const CHUNK: usize = 4;
 /// Source channels up to which every sum stays below 2^29: `9 · 1800 · 255 · 128`.
@@ -394,6 +394,12 @@ struct TransformInput<'a> {
     tiles: Range<usize>,
 }
 
+/// Where the points of a tile are read.
+type Sources<'a> = [[&'a [u8]; POINTS]; POINTS];
+
+/// A pixel on padding.
+static ZEROS: [u8; MAX_CHANNELS] = [0; MAX_CHANNELS];
+
 impl Loop for TransformInput<'_> {
     type Output = ();
 
@@ -410,73 +416,84 @@ impl Loop for TransformInput<'_> {
 }
 
 impl TransformInput<'_> {
-    /// Where each point of a tile begins in the input; behind its end for padding.
+    /// The channels of the pixel at each point of a tile.
     #[inline(always)]
-    fn sources(&self, tile: usize) -> [[usize; POINTS]; POINTS] {
+    fn sources(&self, tile: usize) -> Sources<'_> {
         let ([h, w, c], [rows, columns]) = (self.plan.source(), self.tiling.axes);
         let (image, tile) = (tile / (rows.len() * columns.len()), tile % (rows.len() * columns.len()));
         let ys = rows.inputs(rows.first(tile / columns.len()));
         let xs = columns.inputs(columns.first(tile % columns.len()));
-        ys.map(|y| xs.map(|x| y.zip(x).map_or(self.input.len(), |(y, x)| ((image * h + y) * w + x) * c)))
+        let mut sources = [[&ZEROS[..c]; POINTS]; POINTS];
+        for (sources, y) in sources.iter_mut().zip(ys) {
+            let Some(y) = y else { continue };
+            for (source, x) in sources.iter_mut().zip(xs) {
+                let Some(x) = x else { continue };
+                *source = &self.input[((image * h + y) * w + x) * c..][..c];
+            }
+        }
+        sources
     }
 
     #[inline(always)]
-    fn tile<W: Words, const SIGNED: bool>(&self, row: usize, sources: &[[usize; POINTS]; POINTS]) {
+    fn tile<W: Words, const SIGNED: bool>(&self, row: usize, sources: &Sources) {
         let Tiling { blocks, mr, .. } = *self.tiling;
+        let whole = sources[0][0].len() / WORD_LANES;
         for block in 0..blocks {
+            let mut rest = [[[0; WORD_LANES]; POINTS]; POINTS];
+            let mut points = [[&[0; WORD_LANES]; POINTS]; POINTS];
+            if block == whole {
+                for (rest, source) in rest.as_flattened_mut().iter_mut().zip(sources.as_flattened()) {
+                    let from = &source[block * WORD_LANES..];
+                    rest[..from.len()].copy_from_slice(from);
+                }
+                let points = points.as_flattened_mut().iter_mut();
+                points.zip(rest.as_flattened()).for_each(|(point, rest)| *point = rest);
+            } else {
+                for (point, source) in points.as_flattened_mut().iter_mut().zip(sources.as_flattened()) {
+                    *point = source[block * WORD_LANES..].first_chunk().expect("a whole block");
+                }
+            }
             let columns = [
-                self.column::<W, SIGNED>(sources, block, 0),
-                self.column::<W, SIGNED>(sources, block, 1),
-                self.column::<W, SIGNED>(sources, block, 2),
-                self.column::<W, SIGNED>(sources, block, 3),
-                self.column::<W, SIGNED>(sources, block, 4),
-                self.column::<W, SIGNED>(sources, block, 5),
+                column::<W, SIGNED>(&points, 0),
+                column::<W, SIGNED>(&points, 1),
+                column::<W, SIGNED>(&points, 2),
+                column::<W, SIGNED>(&points, 3),
+                column::<W, SIGNED>(&points, 4),
+                column::<W, SIGNED>(&points, 5),
             ];
+            let distance = self.groups * blocks * mr;
+            let mut at = (self.group * blocks + block) * mr + row;
             for y in 0..POINTS {
-                for (x, words) in transform::input(transform::row(&columns, y)).iter().enumerate() {
-                    let at = (((y * POINTS + x) * self.groups + self.group) * blocks + block) * mr + row;
+                for words in transform::input(transform::row(&columns, y)) {
                     // SAFETY: each tile and block of channels has places of its own.
                     let out = unsafe { self.out.piece(at, at + 1) };
                     words.store(out[0].words_mut());
+                    at += distance;
                 }
             }
         }
     }
+}
 
-    /// A column of points, transformed.
-    #[inline(always)]
-    fn column<W: Words, const SIGNED: bool>(
-        &self,
-        sources: &[[usize; POINTS]; POINTS],
-        block: usize,
-        x: usize,
-    ) -> [W; POINTS] {
-        let [a, b, c, d, e, f] = sources;
-        transform::input([
-            self.point::<W, SIGNED>(a[x], block),
-            self.point::<W, SIGNED>(b[x], block),
-            self.point::<W, SIGNED>(c[x], block),
-            self.point::<W, SIGNED>(d[x], block),
-            self.point::<W, SIGNED>(e[x], block),
-            self.point::<W, SIGNED>(f[x], block),
-        ])
-    }
+/// A column of points, transformed.
+#[inline(always)]
+fn column<W: Words, const SIGNED: bool>(points: &[[&[u8; WORD_LANES]; POINTS]; POINTS], x: usize) -> [W; POINTS] {
+    let [a, b, c, d, e, f] = points;
+    transform::input([
+        widened::<W, SIGNED>(a[x]),
+        widened::<W, SIGNED>(b[x]),
+        widened::<W, SIGNED>(c[x]),
+        widened::<W, SIGNED>(d[x]),
+        widened::<W, SIGNED>(e[x]),
+        widened::<W, SIGNED>(f[x]),
+    ])
+}
 
-    /// A block of channels of a pixel; zeros behind the last channel and on padding.
-    #[inline(always)]
-    fn point<W: Words, const SIGNED: bool>(&self, at: usize, block: usize) -> W {
-        let (first, [.., c]) = (block * WORD_LANES, self.plan.source());
-        let mut bytes = [0; WORD_LANES];
-        if let Some(from) = self.input.get(at + first..at + c) {
-            match from.first_chunk() {
-                Some(whole) => bytes = *whole,
-                None => bytes[..from.len()].copy_from_slice(from),
-            }
-        }
-        match SIGNED {
-            false => W::load_u8(&bytes),
-            true => W::load_i8(as_i8(&bytes).first_chunk().expect("as many bytes")),
-        }
+#[inline(always)]
+fn widened<W: Words, const SIGNED: bool>(bytes: &[u8; WORD_LANES]) -> W {
+    match SIGNED {
+        false => W::load_u8(bytes),
+        true => W::load_i8(as_i8(bytes).first_chunk().expect("as many bytes")),
     }
 }
 
@@ -525,16 +542,20 @@ impl<S: Store> Loop for TransformOutput<'_, S> {
             }
             let (image, tile) = (tile / (rows.len() * columns.len()), tile % (rows.len() * columns.len()));
             let (y, x) = (rows.first(tile / columns.len()), columns.first(tile % columns.len()));
+            // The outputs that exist, moved together.
+            let (mut pixels, mut len) = ([0; OUTPUTS * OUTPUTS], 0);
             for (row, y) in rows.outputs(y).enumerate() {
-                let (mut pixels, mut len) = ([0; OUTPUTS], 0);
-                for (pixel, x) in pixels.iter_mut().zip(columns.outputs(x)) {
-                    *pixel = (image * h + y) * w + x;
+                for (column, x) in columns.outputs(x).enumerate() {
+                    let from = row * OUTPUTS + column;
+                    if from != len {
+                        sums.0.copy_within(from * nr..(from + 1) * nr, len * nr);
+                    }
+                    pixels[len] = (image * h + y) * w + x;
                     len += 1;
                 }
-                let sums = &sums.0[row * OUTPUTS * nr..][..OUTPUTS * nr];
-                // SAFETY: each tile's outputs and each panel's channels are one task's alone.
-                unsafe { self.store.store(sums, nr, &pixels[..len], self.first, self.channels) };
             }
+            // SAFETY: each tile's outputs and each panel's channels are one task's alone.
+            unsafe { self.store.store(&sums.0, nr, &pixels[..len], self.first, self.channels) };
         }
     }
 }
