@@ -23,11 +23,11 @@ use transform::{OUTPUTS, POINTS, TAPS, divide};
 
 /// Products of a pair of channels in a tile.
 const PRODUCTS: usize = POINTS * POINTS;
-/// Bytes of transformed weights that are made at once, and of transformed input.
+/// Bytes of transformed weights that are made at once.
 const WEIGHT_BYTES: usize = 10 << 20;
-const INPUT_BYTES: usize = 3 << 19;
-/// Groups of tiles whose products lie in cache at once.
-const CHUNK: usize = 4;
+/// The most groups of tiles of a block: what a thread works on with all transformed weights. More of them read those
+/// more rarely; fewer keep a block in cache.
+const BLOCK_GROUPS: usize = 4;
 /// Source channels up to which every sum stays below 2^29: `9 · 1800 · 255 · 128`.
 const MAX_CHANNELS: usize = 1800;
 
@@ -107,14 +107,14 @@ struct Tiling {
     axes: [Axis; 2],
     tiles: usize,
     /// Source channels, in lines of 32 and pairs.
-    blocks: usize,
+    lines: usize,
     pairs: usize,
     /// Panels of target channels, and how many of them are transformed at once.
     panels: usize,
     panel_group: usize,
-    /// Groups of `mr` tiles that are transformed at once.
-    tile_groups: usize,
+    /// Tiles of a group, and groups.
     mr: usize,
+    groups: usize,
     /// Lines of 16 channels in a panel.
     width: usize,
 }
@@ -124,19 +124,17 @@ impl Tiling {
         let ([.., c], [.., target]) = (plan.source(), plan.target());
         let axes = [Axis::new(plan, 0), Axis::new(plan, 1)];
         let tiles = plan.geometry.batch * axes[0].len() * axes[1].len();
-        let (blocks, pairs, width) = (c.div_ceil(WORD_LANES), 2 * c.div_ceil(4), K::NR / LANES);
-        let panels = target.div_ceil(K::NR);
+        let (pairs, width, panels) = (2 * c.div_ceil(4), K::NR / LANES, target.div_ceil(K::NR));
         let panel_bytes = PRODUCTS * pairs * width * 64;
-        let group_bytes = PRODUCTS * blocks * K::MR * 64;
         Tiling {
             axes,
             tiles,
-            blocks,
+            lines: c.div_ceil(WORD_LANES),
             pairs,
             panels,
             panel_group: (WEIGHT_BYTES / panel_bytes).clamp(1, panels),
-            tile_groups: (INPUT_BYTES / group_bytes).clamp(CHUNK, tiles.div_ceil(K::MR).max(CHUNK)),
             mr: K::MR,
+            groups: tiles.div_ceil(K::MR),
             width,
         }
     }
@@ -145,13 +143,25 @@ impl Tiling {
         self.panel_group * PRODUCTS * self.pairs * self.width
     }
 
+    /// Transformed input of a block.
     fn input_lines(&self) -> usize {
-        self.tile_groups * PRODUCTS * self.blocks * self.mr
+        BLOCK_GROUPS.min(self.groups) * PRODUCTS * self.lines * self.mr
     }
 
-    /// Products of a chunk of tiles and a panel.
+    /// Products of a block and a panel.
     fn products(&self) -> usize {
-        PRODUCTS * CHUNK * self.mr * self.width * LANES
+        PRODUCTS * BLOCK_GROUPS.min(self.groups) * self.mr * self.width * LANES
+    }
+
+    /// Blocks: as many for each thread, unless there are fewer groups.
+    fn blocks(&self, threads: usize) -> usize {
+        self.groups.div_ceil(BLOCK_GROUPS).next_multiple_of(threads).min(self.groups)
+    }
+
+    /// The tiles of a block.
+    fn block(&self, index: usize, blocks: usize) -> Range<usize> {
+        let first = |block: usize| (block * self.groups / blocks * self.mr).min(self.tiles);
+        first(index)..first(index + 1)
     }
 }
 
@@ -189,7 +199,7 @@ pub(crate) fn pays<K: Multiply>(plan: &Convolution) -> bool {
 pub(crate) fn scratch_len<K: Multiply>(plan: &Convolution, threads: usize) -> usize {
     let tiling = Tiling::new::<K>(plan);
     // One line more, to begin at a multiple of 64 bytes.
-    (tiling.weight_lines() + tiling.input_lines() + 1) * LANES + threads * tiling.products()
+    (tiling.weight_lines() + threads * tiling.input_lines() + 1) * LANES + threads * tiling.products()
 }
 
 /// Runs a convolution that [`fits`].
@@ -203,28 +213,20 @@ pub(crate) fn run<K: Multiply, S: Store>(
     scratch: &mut [i32],
 ) {
     let tiling = Tiling::new::<K>(plan);
+    let threads = ctx.pool.threads();
     let mut arena = bytes::of_words(scratch);
     let mut lines = |count: usize| bytes::take::<Line>(&mut arena, count).expect("scratch was measured");
-    let (weights, transformed) = (lines(tiling.weight_lines()), lines(tiling.input_lines()));
-    let products =
-        bytes::take::<i32>(&mut arena, ctx.pool.threads() * tiling.products()).expect("scratch was measured");
+    let (weights, transformed) = (lines(tiling.weight_lines()), lines(threads * tiling.input_lines()));
+    let products = bytes::take::<i32>(&mut arena, threads * tiling.products()).expect("scratch was measured");
     let input = match input {
         Input::U8(data) => data,
         Input::I8(data) => as_u8(data),
     };
     let job = Job { kernel, plan, ctx, tiling: &tiling, input, packed };
-    let mut panel = 0;
-    while panel < tiling.panels {
-        let panels = tiling.panel_group.min(tiling.panels - panel);
-        job.transform_weights(weights, panel, panels);
-        let mut group = 0;
-        while group * tiling.mr < tiling.tiles {
-            let groups = tiling.tile_groups.min(tiling.tiles.div_ceil(tiling.mr) - group);
-            job.transform_input(transformed, group, groups);
-            job.multiply(store, products, [weights, transformed], [panel, panels], [group, groups]);
-            group += groups;
-        }
-        panel += panels;
+    for first in (0..tiling.panels).step_by(tiling.panel_group) {
+        let panels = first..tiling.panels.min(first + tiling.panel_group);
+        job.transform_weights(weights, panels.clone());
+        job.multiply(store, weights, transformed, products, panels);
     }
 }
 
@@ -241,16 +243,16 @@ struct Job<'a, K> {
 
 impl<K: Multiply> Job<'_, K> {
     /// Fills `[panel][product][pair][NR]` pairs of words.
-    fn transform_weights(&self, out: &mut [Line], first: usize, panels: usize) {
+    fn transform_weights(&self, out: &mut [Line], panels: Range<usize>) {
         let (c4, width) = (self.tiling.pairs / 2, self.tiling.width);
         let panel_lines = PRODUCTS * self.tiling.pairs * width;
         let out = Disjoint::new(out);
         // A few groups of four channels a task.
         let groups = c4.div_ceil(4).max(4);
         let parts = c4.div_ceil(groups);
-        self.ctx.pool.run(panels * parts, &|task, _| {
+        self.ctx.pool.run(panels.len() * parts, &|task, _| {
             let (panel, part) = (task / parts, task % parts);
-            let packed = &self.packed[(first + panel) * TAPS * TAPS * c4 * width..][..TAPS * TAPS * c4 * width];
+            let packed = &self.packed[(panels.start + panel) * TAPS * TAPS * c4 * width..][..TAPS * TAPS * c4 * width];
             self.ctx.isa.run_loop(TransformWeights {
                 packed,
                 out: &out,
@@ -263,65 +265,63 @@ impl<K: Multiply> Job<'_, K> {
         });
     }
 
-    /// Fills `[product][group][block][tile]` lines.
-    fn transform_input(&self, out: &mut [Line], first: usize, groups: usize) {
-        let out = Disjoint::new(out);
-        self.ctx.pool.run(groups, &|group, _| {
-            let tiles = (first + group) * K::MR..self.tiling.tiles.min((first + group + 1) * K::MR);
-            let work = TransformInput {
-                plan: self.plan,
-                tiling: self.tiling,
-                input: self.input,
-                out: &out,
-                group,
-                groups,
-                tiles,
-            };
-            self.ctx.isa.run_loop(work);
-        });
-    }
-
-    /// Multiplies, transforms back and stores.
+    /// Works through all tiles, each block with the transformed weights of some panels. A block is a thread's own from
+    /// its input to its sums: between cores nothing moves.
     fn multiply<S: Store>(
         &self,
         store: &S,
+        weights: &[Line],
+        transformed: &mut [Line],
         products: &mut [i32],
-        [weights, transformed]: [&[Line]; 2],
-        [first_panel, panels]: [usize; 2],
-        [first_group, groups]: [usize; 2],
+        panels: Range<usize>,
     ) {
-        let Tiling { blocks, pairs, width, .. } = *self.tiling;
-        let [.., target] = self.plan.target();
-        let products = Disjoint::new(products);
-        let chunks = groups.div_ceil(CHUNK);
-        self.ctx.pool.run(panels * chunks, &|task, worker| {
-            let (panel, chunk) = (task / chunks, task % chunks);
-            let chunk = chunk * CHUNK..groups.min((chunk + 1) * CHUNK);
-            let (from, len) = (worker * self.tiling.products(), self.tiling.products());
+        let tiling = self.tiling;
+        let (transformed, products) = (Disjoint::new(transformed), Disjoint::new(products));
+        let [input_lines, product_count] = [tiling.input_lines(), tiling.products()];
+        let blocks = tiling.blocks(self.ctx.pool.threads());
+        self.ctx.pool.run(blocks, &|block, worker| {
+            let tiles = tiling.block(block, blocks);
             // SAFETY: each worker has its own part, and runs one task at a time.
-            let products = unsafe { products.piece(from, from + len) };
-            let first_tile = (first_group + chunk.start) * K::MR;
-            let tiles = self.tiling.tiles.min((first_group + chunk.end) * K::MR) - first_tile;
-            for product in 0..PRODUCTS {
-                let weights = &weights[(panel * PRODUCTS + product) * pairs * width..][..pairs * width];
-                for (k, group) in chunk.clone().enumerate() {
-                    let count = (tiles - k * K::MR).min(K::MR);
-                    let input = &transformed[(product * groups + group) * blocks * K::MR..][..blocks * K::MR];
-                    let sums = &mut products[(product * tiles + k * K::MR) * K::NR..][..count * K::NR];
-                    self.kernel.multiply(sums, count, pairs, input, weights);
-                }
-            }
-            let first = (first_panel + panel) * K::NR;
-            self.ctx.isa.run_loop(TransformOutput {
+            let transformed = unsafe { transformed.piece(worker * input_lines, (worker + 1) * input_lines) };
+            // SAFETY: as above.
+            let products = unsafe { products.piece(worker * product_count, (worker + 1) * product_count) };
+            self.ctx.isa.run_loop(TransformInput {
                 plan: self.plan,
-                tiling: self.tiling,
-                store,
-                products,
-                tiles: first_tile..first_tile + tiles,
-                first,
-                channels: K::NR.min(target - first),
+                tiling,
+                input: self.input,
+                out: transformed,
+                tiles: tiles.clone(),
             });
+            for (index, panel) in panels.clone().enumerate() {
+                let per_panel = PRODUCTS * tiling.pairs * tiling.width;
+                self.multiply_panel(products, &weights[index * per_panel..][..per_panel], transformed, tiles.len());
+                let first = panel * K::NR;
+                self.ctx.isa.run_loop(TransformOutput {
+                    plan: self.plan,
+                    tiling,
+                    store,
+                    products,
+                    tiles: tiles.clone(),
+                    first,
+                    channels: K::NR.min(self.plan.target()[2] - first),
+                });
+            }
         });
+    }
+
+    /// Fills `[product][tile][NR]` from `[product][group][line][tile]` and `[product][pair][NR]`.
+    fn multiply_panel(&self, products: &mut [i32], weights: &[Line], input: &[Line], tiles: usize) {
+        let Tiling { lines, pairs, width, .. } = *self.tiling;
+        let groups = tiles.div_ceil(K::MR);
+        for product in 0..PRODUCTS {
+            let weights = &weights[product * pairs * width..][..pairs * width];
+            for group in 0..groups {
+                let count = (tiles - group * K::MR).min(K::MR);
+                let input = &input[(product * groups + group) * lines * K::MR..][..lines * K::MR];
+                let sums = &mut products[(product * tiles + group * K::MR) * K::NR..][..count * K::NR];
+                self.kernel.multiply(sums, count, pairs, input, weights);
+            }
+        }
     }
 }
 
@@ -383,14 +383,13 @@ impl TransformWeights<'_> {
     }
 }
 
-/// The input of a group of tiles.
+/// The input of a block of tiles.
 struct TransformInput<'a> {
     plan: &'a Convolution,
     tiling: &'a Tiling,
     input: &'a [u8],
-    out: &'a Disjoint<'a, Line>,
-    group: usize,
-    groups: usize,
+    /// `[product][group][line][tile]`.
+    out: &'a mut [Line],
     tiles: Range<usize>,
 }
 
@@ -404,21 +403,21 @@ impl Loop for TransformInput<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<V: Vector>(self) {
-        for (row, tile) in self.tiles.clone().enumerate() {
+    fn run<V: Vector>(mut self) {
+        for (index, tile) in self.tiles.clone().enumerate() {
             let sources = self.sources(tile);
             match self.plan.signed {
-                false => self.tile::<V::Words, false>(row, &sources),
-                true => self.tile::<V::Words, true>(row, &sources),
+                false => self.tile::<V::Words, false>(index, &sources),
+                true => self.tile::<V::Words, true>(index, &sources),
             }
         }
     }
 }
 
-impl TransformInput<'_> {
+impl<'a> TransformInput<'a> {
     /// The channels of the pixel at each point of a tile.
     #[inline(always)]
-    fn sources(&self, tile: usize) -> Sources<'_> {
+    fn sources(&self, tile: usize) -> Sources<'a> {
         let ([h, w, c], [rows, columns]) = (self.plan.source(), self.tiling.axes);
         let (image, tile) = (tile / (rows.len() * columns.len()), tile % (rows.len() * columns.len()));
         let ys = rows.inputs(rows.first(tile / columns.len()));
@@ -435,22 +434,24 @@ impl TransformInput<'_> {
     }
 
     #[inline(always)]
-    fn tile<W: Words, const SIGNED: bool>(&self, row: usize, sources: &Sources) {
-        let Tiling { blocks, mr, .. } = *self.tiling;
+    fn tile<W: Words, const SIGNED: bool>(&mut self, index: usize, sources: &Sources) {
+        let Tiling { lines, mr, .. } = *self.tiling;
         let whole = sources[0][0].len() / WORD_LANES;
-        for block in 0..blocks {
+        let distance = self.tiles.len().div_ceil(mr) * lines * mr;
+        let first = index / mr * lines * mr + index % mr;
+        for line in 0..lines {
             let mut rest = [[[0; WORD_LANES]; POINTS]; POINTS];
             let mut points = [[&[0; WORD_LANES]; POINTS]; POINTS];
-            if block == whole {
+            if line == whole {
                 for (rest, source) in rest.as_flattened_mut().iter_mut().zip(sources.as_flattened()) {
-                    let from = &source[block * WORD_LANES..];
+                    let from = &source[line * WORD_LANES..];
                     rest[..from.len()].copy_from_slice(from);
                 }
                 let points = points.as_flattened_mut().iter_mut();
                 points.zip(rest.as_flattened()).for_each(|(point, rest)| *point = rest);
             } else {
                 for (point, source) in points.as_flattened_mut().iter_mut().zip(sources.as_flattened()) {
-                    *point = source[block * WORD_LANES..].first_chunk().expect("a whole block");
+                    *point = source[line * WORD_LANES..].first_chunk().expect("a whole block");
                 }
             }
             let columns = [
@@ -461,14 +462,10 @@ impl TransformInput<'_> {
                 column::<W, SIGNED>(&points, 4),
                 column::<W, SIGNED>(&points, 5),
             ];
-            let distance = self.groups * blocks * mr;
-            let mut at = (self.group * blocks + block) * mr + row;
+            let mut out = self.out[first + line * mr..].iter_mut().step_by(distance);
             for y in 0..POINTS {
                 for words in transform::input(transform::row(&columns, y)) {
-                    // SAFETY: each tile and block of channels has places of its own.
-                    let out = unsafe { self.out.piece(at, at + 1) };
-                    words.store(out[0].words_mut());
-                    at += distance;
+                    words.store(out.next().expect("a line for each product").words_mut());
                 }
             }
         }
