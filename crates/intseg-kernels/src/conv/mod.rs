@@ -141,6 +141,13 @@ impl Line {
         unsafe { &mut *core::ptr::from_mut(self).cast() }
     }
 
+    /// Some lines as 32-bit integers.
+    pub(crate) fn sums_mut(lines: &mut [Line]) -> &mut [i32] {
+        // SAFETY: a line is 64 bytes without padding, and any bits are valid for both.
+        let (_, sums, _) = unsafe { lines.align_to_mut::<i32>() };
+        sums
+    }
+
     /// The bytes of some lines.
     pub(crate) fn bytes_mut(lines: &mut [Line]) -> &mut [u8] {
         // SAFETY: a line is 64 bytes without padding, and any bits are valid for both.

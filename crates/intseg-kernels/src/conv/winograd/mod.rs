@@ -23,11 +23,10 @@ use transform::{OUTPUTS, POINTS, TAPS, divide};
 
 /// Products of a pair of channels in a tile.
 const PRODUCTS: usize = POINTS * POINTS;
-/// Bytes of transformed weights that are made at once.
-const WEIGHT_BYTES: usize = 10 << 20;
-/// The most groups of tiles of a block: what a thread works on with all transformed weights. More of them read those
-/// more rarely; fewer keep a block in cache.
-const BLOCK_GROUPS: usize = 4;
+/// The most groups of tiles of a block, and the bytes of its transformed input: what a thread works on with one panel of
+/// weights after the other. Larger blocks transform weights more rarely; smaller ones stay in cache.
+const BLOCK_GROUPS: usize = 6;
+const BLOCK_BYTES: usize = 4 << 20;
 /// Source channels up to which every sum stays below 2^29: `9 · 1800 · 255 · 128`.
 const MAX_CHANNELS: usize = 1800;
 
@@ -109,12 +108,13 @@ struct Tiling {
     /// Source channels, in lines of 32 and pairs.
     lines: usize,
     pairs: usize,
-    /// Panels of target channels, and how many of them are transformed at once.
+    /// Panels of target channels.
     panels: usize,
-    panel_group: usize,
     /// Tiles of a group, and groups.
     mr: usize,
     groups: usize,
+    /// The most groups of a block.
+    block_groups: usize,
     /// Lines of 16 channels in a panel.
     width: usize,
 }
@@ -124,38 +124,36 @@ impl Tiling {
         let ([.., c], [.., target]) = (plan.source(), plan.target());
         let axes = [Axis::new(plan, 0), Axis::new(plan, 1)];
         let tiles = plan.geometry.batch * axes[0].len() * axes[1].len();
-        let (pairs, width, panels) = (2 * c.div_ceil(4), K::NR / LANES, target.div_ceil(K::NR));
-        let panel_bytes = PRODUCTS * pairs * width * 64;
+        let (lines, groups) = (c.div_ceil(WORD_LANES), tiles.div_ceil(K::MR));
+        let group_bytes = PRODUCTS * lines * K::MR * 64;
         Tiling {
             axes,
             tiles,
-            lines: c.div_ceil(WORD_LANES),
-            pairs,
-            panels,
-            panel_group: (WEIGHT_BYTES / panel_bytes).clamp(1, panels),
+            lines,
+            pairs: 2 * c.div_ceil(4),
+            panels: target.div_ceil(K::NR),
             mr: K::MR,
-            groups: tiles.div_ceil(K::MR),
-            width,
+            groups,
+            block_groups: (BLOCK_BYTES / group_bytes).clamp(1, BLOCK_GROUPS.min(groups.max(1))),
+            width: K::NR / LANES,
         }
     }
 
-    fn weight_lines(&self) -> usize {
-        self.panel_group * PRODUCTS * self.pairs * self.width
+    /// Lines from one product to the next in a panel's transformed weights, in a block's transformed input and in its
+    /// products. Odd, so that the 36 of them spread over all sets of a cache.
+    fn strides(&self) -> [usize; 3] {
+        let tiles = self.block_groups * self.mr;
+        [self.pairs * self.width, tiles * self.lines, tiles * self.width].map(|lines| lines | 1)
     }
 
-    /// Transformed input of a block.
-    fn input_lines(&self) -> usize {
-        BLOCK_GROUPS.min(self.groups) * PRODUCTS * self.lines * self.mr
-    }
-
-    /// Products of a block and a panel.
-    fn products(&self) -> usize {
-        PRODUCTS * BLOCK_GROUPS.min(self.groups) * self.mr * self.width * LANES
+    /// What a thread needs.
+    fn worker_lines(&self) -> usize {
+        PRODUCTS * self.strides().iter().sum::<usize>()
     }
 
     /// Blocks: as many for each thread, unless there are fewer groups.
     fn blocks(&self, threads: usize) -> usize {
-        self.groups.div_ceil(BLOCK_GROUPS).next_multiple_of(threads).min(self.groups)
+        self.groups.div_ceil(self.block_groups).next_multiple_of(threads).min(self.groups)
     }
 
     /// The tiles of a block.
@@ -199,7 +197,7 @@ pub(crate) fn pays<K: Multiply>(plan: &Convolution) -> bool {
 pub(crate) fn scratch_len<K: Multiply>(plan: &Convolution, threads: usize) -> usize {
     let tiling = Tiling::new::<K>(plan);
     // One line more, to begin at a multiple of 64 bytes.
-    (tiling.weight_lines() + threads * tiling.input_lines() + 1) * LANES + threads * tiling.products()
+    (threads * tiling.worker_lines() + 1) * LANES
 }
 
 /// Runs a convolution that [`fits`].
@@ -213,24 +211,26 @@ pub(crate) fn run<K: Multiply, S: Store>(
     scratch: &mut [i32],
 ) {
     let tiling = Tiling::new::<K>(plan);
-    let threads = ctx.pool.threads();
     let mut arena = bytes::of_words(scratch);
-    let mut lines = |count: usize| bytes::take::<Line>(&mut arena, count).expect("scratch was measured");
-    let (weights, transformed) = (lines(tiling.weight_lines()), lines(threads * tiling.input_lines()));
-    let products = bytes::take::<i32>(&mut arena, threads * tiling.products()).expect("scratch was measured");
+    let lines = bytes::take::<Line>(&mut arena, ctx.pool.threads() * tiling.worker_lines());
+    let lines = Disjoint::new(lines.expect("scratch was measured"));
     let input = match input {
         Input::U8(data) => data,
         Input::I8(data) => as_u8(data),
     };
     let job = Job { kernel, plan, ctx, tiling: &tiling, input, packed };
-    for first in (0..tiling.panels).step_by(tiling.panel_group) {
-        let panels = first..tiling.panels.min(first + tiling.panel_group);
-        job.transform_weights(weights, panels.clone());
-        job.multiply(store, weights, transformed, products, panels);
-    }
+    let blocks = tiling.blocks(ctx.pool.threads());
+    // A block is a thread's own from its input to its sums, transformed weights included: what one core writes no other
+    // reads, which takes longer than to do it again.
+    ctx.pool.run(blocks, &|block, worker| {
+        let len = tiling.worker_lines();
+        // SAFETY: each worker has its own part, and runs one task at a time.
+        let lines = unsafe { lines.piece(worker * len, (worker + 1) * len) };
+        job.block(store, tiling.block(block, blocks), lines);
+    });
 }
 
-/// What all steps share.
+/// What all blocks share.
 #[derive(Clone, Copy)]
 struct Job<'a, K> {
     kernel: K,
@@ -242,95 +242,63 @@ struct Job<'a, K> {
 }
 
 impl<K: Multiply> Job<'_, K> {
-    /// Fills `[panel][product][pair][NR]` pairs of words.
-    fn transform_weights(&self, out: &mut [Line], panels: Range<usize>) {
-        let (c4, width) = (self.tiling.pairs / 2, self.tiling.width);
-        let panel_lines = PRODUCTS * self.tiling.pairs * width;
-        let out = Disjoint::new(out);
-        // A few groups of four channels a task.
-        let groups = c4.div_ceil(4).max(4);
-        let parts = c4.div_ceil(groups);
-        self.ctx.pool.run(panels.len() * parts, &|task, _| {
-            let (panel, part) = (task / parts, task % parts);
-            let packed = &self.packed[(panels.start + panel) * TAPS * TAPS * c4 * width..][..TAPS * TAPS * c4 * width];
+    /// Computes a block of tiles.
+    fn block<S: Store>(&self, store: &S, tiles: Range<usize>, lines: &mut [Line]) {
+        let tiling = self.tiling;
+        let [weight_stride, input_stride, _] = tiling.strides();
+        let (weights, rest) = lines.split_at_mut(PRODUCTS * weight_stride);
+        let (input, products) = rest.split_at_mut(PRODUCTS * input_stride);
+        let products = Line::sums_mut(products);
+        self.ctx.isa.run_loop(TransformInput {
+            plan: self.plan,
+            tiling,
+            input: self.input,
+            out: input,
+            tiles: tiles.clone(),
+        });
+        let per_panel = TAPS * TAPS * tiling.pairs / 2 * tiling.width;
+        for panel in 0..tiling.panels {
             self.ctx.isa.run_loop(TransformWeights {
-                packed,
-                out: &out,
-                at: panel * panel_lines,
-                groups: part * groups..c4.min((part + 1) * groups),
-                tiling: self.tiling,
+                packed: &self.packed[panel * per_panel..][..per_panel],
+                out: weights,
+                tiling,
                 flip: if self.plan.signed { K::FLIP } else { 0 },
                 backwards: self.plan.direction == Direction::Transposed,
             });
-        });
-    }
-
-    /// Works through all tiles, each block with the transformed weights of some panels. A block is a thread's own from
-    /// its input to its sums: between cores nothing moves.
-    fn multiply<S: Store>(
-        &self,
-        store: &S,
-        weights: &[Line],
-        transformed: &mut [Line],
-        products: &mut [i32],
-        panels: Range<usize>,
-    ) {
-        let tiling = self.tiling;
-        let (transformed, products) = (Disjoint::new(transformed), Disjoint::new(products));
-        let [input_lines, product_count] = [tiling.input_lines(), tiling.products()];
-        let blocks = tiling.blocks(self.ctx.pool.threads());
-        self.ctx.pool.run(blocks, &|block, worker| {
-            let tiles = tiling.block(block, blocks);
-            // SAFETY: each worker has its own part, and runs one task at a time.
-            let transformed = unsafe { transformed.piece(worker * input_lines, (worker + 1) * input_lines) };
-            // SAFETY: as above.
-            let products = unsafe { products.piece(worker * product_count, (worker + 1) * product_count) };
-            self.ctx.isa.run_loop(TransformInput {
+            self.multiply(products, weights, input, tiles.len());
+            let first = panel * K::NR;
+            self.ctx.isa.run_loop(TransformOutput {
                 plan: self.plan,
                 tiling,
-                input: self.input,
-                out: transformed,
+                store,
+                products,
                 tiles: tiles.clone(),
+                first,
+                channels: K::NR.min(self.plan.target()[2] - first),
             });
-            for (index, panel) in panels.clone().enumerate() {
-                let per_panel = PRODUCTS * tiling.pairs * tiling.width;
-                self.multiply_panel(products, &weights[index * per_panel..][..per_panel], transformed, tiles.len());
-                let first = panel * K::NR;
-                self.ctx.isa.run_loop(TransformOutput {
-                    plan: self.plan,
-                    tiling,
-                    store,
-                    products,
-                    tiles: tiles.clone(),
-                    first,
-                    channels: K::NR.min(self.plan.target()[2] - first),
-                });
-            }
-        });
+        }
     }
 
     /// Fills `[product][tile][NR]` from `[product][group][line][tile]` and `[product][pair][NR]`.
-    fn multiply_panel(&self, products: &mut [i32], weights: &[Line], input: &[Line], tiles: usize) {
+    fn multiply(&self, products: &mut [i32], weights: &[Line], input: &[Line], tiles: usize) {
         let Tiling { lines, pairs, width, .. } = *self.tiling;
-        let groups = tiles.div_ceil(K::MR);
+        let [weight_stride, input_stride, product_stride] = self.tiling.strides();
         for product in 0..PRODUCTS {
-            let weights = &weights[product * pairs * width..][..pairs * width];
-            for group in 0..groups {
-                let count = (tiles - group * K::MR).min(K::MR);
-                let input = &input[(product * groups + group) * lines * K::MR..][..lines * K::MR];
-                let sums = &mut products[(product * tiles + group * K::MR) * K::NR..][..count * K::NR];
-                self.kernel.multiply(sums, count, pairs, input, weights);
+            let weights = &weights[product * weight_stride..][..pairs * width];
+            let input = &input[product * input_stride..][..input_stride];
+            let products = &mut products[product * product_stride * LANES..][..tiles * K::NR];
+            for (sums, input) in products.chunks_mut(K::MR * K::NR).zip(input.chunks(lines * K::MR)) {
+                self.kernel.multiply(sums, sums.len() / K::NR, pairs, input, weights);
             }
         }
     }
 }
 
-/// The weights of some groups of four channels of a panel.
+/// The weights of a panel.
 struct TransformWeights<'a> {
     packed: &'a [Line],
-    out: &'a Disjoint<'a, Line>,
-    at: usize,
-    groups: Range<usize>,
+    /// `[product][pair][NR]` pairs of words.
+    out: &'a mut [Line],
     tiling: &'a Tiling,
     flip: i8,
     backwards: bool,
@@ -341,8 +309,8 @@ impl Loop for TransformWeights<'_> {
 
     #[inline(always)]
     fn run<V: Vector>(self) {
-        let width = self.tiling.width;
-        for group in self.groups.clone() {
+        let (Tiling { pairs, width, .. }, [stride, ..]) = (*self.tiling, self.tiling.strides());
+        for group in 0..pairs / 2 {
             for line in 0..width {
                 let [a, b, c] = [
                     self.column::<V>(group, line, 0),
@@ -351,14 +319,10 @@ impl Loop for TransformWeights<'_> {
                 ];
                 // The two pairs of each group of four channels.
                 for half in 0..2 {
+                    let mut out = self.out[(2 * group + half) * width + line..].iter_mut().step_by(stride);
                     for y in 0..POINTS {
-                        let row = transform::weights([a[half][y], b[half][y], c[half][y]]);
-                        for (x, words) in row.iter().enumerate() {
-                            let pair = (y * POINTS + x) * self.tiling.pairs + 2 * group + half;
-                            let at = self.at + pair * width + line;
-                            // SAFETY: each panel, group of channels and line has places of its own.
-                            let out = unsafe { self.out.piece(at, at + 1) };
-                            words.store(out[0].words_mut());
+                        for words in transform::weights([a[half][y], b[half][y], c[half][y]]) {
+                            words.store(out.next().expect("a line for each product").words_mut());
                         }
                     }
                 }
@@ -437,7 +401,7 @@ impl<'a> TransformInput<'a> {
     fn tile<W: Words, const SIGNED: bool>(&mut self, index: usize, sources: &Sources) {
         let Tiling { lines, mr, .. } = *self.tiling;
         let whole = sources[0][0].len() / WORD_LANES;
-        let distance = self.tiles.len().div_ceil(mr) * lines * mr;
+        let [_, stride, _] = self.tiling.strides();
         let first = index / mr * lines * mr + index % mr;
         for line in 0..lines {
             let mut rest = [[[0; WORD_LANES]; POINTS]; POINTS];
@@ -462,7 +426,7 @@ impl<'a> TransformInput<'a> {
                 column::<W, SIGNED>(&points, 4),
                 column::<W, SIGNED>(&points, 5),
             ];
-            let mut out = self.out[first + line * mr..].iter_mut().step_by(distance);
+            let mut out = self.out[first + line * mr..].iter_mut().step_by(stride);
             for y in 0..POINTS {
                 for words in transform::input(transform::row(&columns, y)) {
                     words.store(out.next().expect("a line for each product").words_mut());
@@ -561,21 +525,21 @@ impl<S> TransformOutput<'_, S> {
     /// A column of products of a tile, transformed.
     #[inline(always)]
     fn column<V: Vector>(&self, row: usize, line: usize, x: usize) -> [V; OUTPUTS] {
-        let (nr, count) = (self.tiling.width * LANES, self.tiles.len());
-        let products = &self.products[(x * count + row) * nr + line * LANES..];
+        let [.., stride] = self.tiling.strides();
+        let products = &self.products[(x * stride + row * self.tiling.width + line) * LANES..];
         transform::output([
-            product(products, 0, count * nr),
-            product(products, 1, count * nr),
-            product(products, 2, count * nr),
-            product(products, 3, count * nr),
-            product(products, 4, count * nr),
-            product(products, 5, count * nr),
+            product(products, 0, stride),
+            product(products, 1, stride),
+            product(products, 2, stride),
+            product(products, 3, stride),
+            product(products, 4, stride),
+            product(products, 5, stride),
         ])
     }
 }
 
-/// Sixteen channels of row `y` of the points' products, which are `distance` apart.
+/// Sixteen channels of row `y` of the points' products, which are `stride` lines apart.
 #[inline(always)]
-fn product<V: Vector>(products: &[i32], y: usize, distance: usize) -> V {
-    V::load_i32(products[y * POINTS * distance..].first_chunk().expect("a row of products"))
+fn product<V: Vector>(products: &[i32], y: usize, stride: usize) -> V {
+    V::load_i32(products[y * POINTS * stride * LANES..].first_chunk().expect("a row of products"))
 }
