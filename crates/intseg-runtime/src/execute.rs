@@ -55,27 +55,23 @@ impl<'m> Memory<'m> {
 /// # Panics
 /// When the memory is smaller than the plan says.
 pub fn load(model: &Model, plan: &Plan, ctx: Context, memory: &mut Memory) {
-    let (mut packed, mut constants) = (0, 0);
+    let mut packed = 0;
     for (index, node) in model.nodes().enumerate() {
-        match node.op {
-            Op::Conv(conv) => {
-                let convolution = convolution(&conv, &plan.slots[node.input(0)], plan.slots[index].shape);
-                let len = convolution.packed_len(ctx.isa);
-                convolution.pack(ctx, &mut memory.packed[packed..packed + len], conv.weights);
-                packed += len;
-                unpack(&conv.requantization, memory, &mut constants);
-            }
-            Op::Affine(requantization) => unpack(&requantization, memory, &mut constants),
-            _ => {}
+        if let Op::Conv(conv) = node.op {
+            let convolution = convolution(&conv, &plan.slots[node.input(0)], plan.slots[index].shape);
+            let len = convolution.packed_len(ctx.isa);
+            convolution.pack(ctx, &mut memory.packed[packed..packed + len], conv.weights);
+            packed += len;
         }
     }
+    load_constants(model, memory);
 }
 
-fn unpack(requantization: &Requantization, memory: &mut Memory, at: &mut usize) {
-    let range = *at..*at + requantization.channels();
-    *at = range.end;
-    memory.multipliers[range.clone()].iter_mut().zip(requantization.multipliers()).for_each(|(out, v)| *out = v);
-    memory.biases[range].iter_mut().zip(requantization.biases()).for_each(|(out, v)| *out = v);
+/// Unpacks the constants.
+pub(crate) fn load_constants(model: &Model, memory: &mut Memory) {
+    let all = || model.nodes().filter_map(|node| node.requantization());
+    memory.multipliers.iter_mut().zip(all().flat_map(|r| r.multipliers())).for_each(|(out, v)| *out = v);
+    memory.biases.iter_mut().zip(all().flat_map(|r| r.biases())).for_each(|(out, v)| *out = v);
 }
 
 /// Where the constants of the next nodes lie.

@@ -188,6 +188,13 @@ pub(crate) fn convolution(conv: &Conv, input: &Slot, output: Shape) -> Convoluti
     Convolution { geometry: geometry(conv, from), direction, signed: input.element == Element::I8 }
 }
 
+/// A convolution as packing weights knows it: the image's size does not matter.
+#[cfg(feature = "std")]
+pub(crate) fn packing(conv: &Conv, input: Element) -> Convolution {
+    let shape = Shape { h: 1, w: 1, c: conv.c_in };
+    convolution(conv, &Slot { shape, element: input, ..Slot::default() }, Shape { c: conv.c_out, ..shape })
+}
+
 impl<'s> Plan<'s> {
     /// Plans a run on an image of `h` rows and `w` columns. `slots` holds the plan; it must have one element a node.
     ///

@@ -6,7 +6,10 @@ use crate::fold::Metadata;
 use crate::summary::LayerSummary;
 use crate::threads::Threads;
 use intseg_kernels::{Context, Isa};
-use intseg_runtime::{Engine, EngineError, Interpolation, Model, ModelError, Node, Op, Plan, Shape, Sizes, Slot};
+use intseg_runtime::{
+    Engine, EngineError, Interpolation, Model, ModelError, Node, Op, OpenError, Plan, Shape, Sizes, Slot,
+};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -73,16 +76,33 @@ impl Predictor {
     /// # Errors
     /// When the file cannot be read or is no model that this program can run.
     pub fn load(path: &Path, isa: Isa) -> Result<Self, PredictorError> {
-        let bytes = std::fs::read(path).map_err(|source| PredictorError::Read { path: path.to_owned(), source })?;
-        Self::from_bytes(bytes, path, isa)
+        let failed = |error| match error {
+            OpenError::Read(source) => PredictorError::Read { path: path.to_owned(), source },
+            OpenError::Model(source) => PredictorError::Model { path: path.to_owned(), source },
+        };
+        let open = || -> Result<Engine, OpenError> {
+            let file = File::open(path)?;
+            let (metadata, ctx) = (file.metadata()?, Context { isa, pool: &intseg_kernels::Inline });
+            if metadata.is_file() {
+                return Engine::open(file, metadata.len(), ctx);
+            }
+            // A pipe does not tell its length.
+            let bytes = std::fs::read(path)?;
+            Engine::open(&bytes[..], bytes.len() as u64, ctx)
+        };
+        Self::new(open().map_err(failed)?, path, isa)
     }
 
-    /// Takes a model file's bytes; `path` is for messages.
+    /// Takes a model file's bytes and holds them beside the packed weights; `path` is for messages.
     ///
     /// # Errors
     /// When the bytes are no model that this program can run.
     pub fn from_bytes(bytes: Vec<u8>, path: &Path, isa: Isa) -> Result<Self, PredictorError> {
         let engine = Engine::new(bytes).map_err(|source| PredictorError::Model { path: path.to_owned(), source })?;
+        Self::new(engine, path, isa)
+    }
+
+    fn new(engine: Engine, path: &Path, isa: Isa) -> Result<Self, PredictorError> {
         let misfit = |problem: String| PredictorError::Metadata { path: path.to_owned(), problem };
         let mut metadata: Metadata =
             serde_json::from_str(engine.model().metadata()).map_err(|e| misfit(e.to_string()))?;
@@ -101,7 +121,7 @@ impl Predictor {
         &self.metadata
     }
 
-    /// The model.
+    /// The model. Its weights are there if it came from bytes, or was loaded for [`Isa::Scalar`], which does not pack them.
     pub fn model(&self) -> Model<'_> {
         self.engine.model()
     }
@@ -209,8 +229,8 @@ fn summarize(node: &Node, index: usize, slots: &[Slot]) -> LayerSummary {
         Op::Conv(conv) => {
             // Each weight is used once for every pixel of the smaller side.
             let smaller = if conv.transposed.is_some() { slots[node.input(0)].shape } else { slots[index].shape };
-            let macs = (smaller.h * smaller.w * conv.weights.len()) as u64;
-            (macs, conv.weights.len(), Some(conv.accumulator_bound()))
+            let macs = (smaller.h * smaller.w * conv.weights_len()) as u64;
+            (macs, conv.weights_len(), Some(conv.accumulator_bound()))
         }
         _ => (0, 0, None),
     };
