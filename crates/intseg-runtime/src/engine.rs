@@ -24,8 +24,8 @@ pub struct Engine {
     isa: Option<Isa>,
     threads: usize,
     slots: Vec<Slot>,
-    /// The size that `slots` and the buffers are for.
-    size: Option<[usize; 2]>,
+    /// The size that `slots` and the buffers are for, and whether every output exists.
+    size: Option<([usize; 2], bool)>,
     sizes: Sizes,
     buffers: Buffers,
 }
@@ -123,10 +123,30 @@ impl Engine {
         image: &[u8],
         class_map: &mut [u8],
     ) -> Result<(), EngineError> {
-        self.run_with(ctx, size, image, class_map, |_, _, _| {})
+        self.run_watched(ctx, size, image, class_map, |_| {})
     }
 
-    /// As [`Engine::run`]; `tap` sees each node's output when it is done.
+    /// As [`Engine::run`]; `done` is called with each node's number when it has run. A convolution that runs together with
+    /// the node behind it is done at once.
+    ///
+    /// # Errors
+    /// As [`Engine::run`].
+    ///
+    /// # Panics
+    /// As [`Engine::run`].
+    pub fn run_watched(
+        &mut self,
+        ctx: Context,
+        size: [usize; 2],
+        image: &[u8],
+        class_map: &mut [u8],
+        mut done: impl FnMut(usize),
+    ) -> Result<(), EngineError> {
+        self.run_planned(ctx, (size, false), image, class_map, |index, _, _| done(index))
+    }
+
+    /// As [`Engine::run`]; `tap` sees each node's output when it is done. No node then runs together with another, and more
+    /// memory is needed.
     ///
     /// # Errors
     /// As [`Engine::run`].
@@ -137,6 +157,17 @@ impl Engine {
         &mut self,
         ctx: Context,
         size: [usize; 2],
+        image: &[u8],
+        class_map: &mut [u8],
+        tap: impl FnMut(usize, &Slot, &Memory),
+    ) -> Result<(), EngineError> {
+        self.run_planned(ctx, (size, true), image, class_map, tap)
+    }
+
+    fn run_planned(
+        &mut self,
+        ctx: Context,
+        (size, every_output): ([usize; 2], bool),
         image: &[u8],
         class_map: &mut [u8],
         tap: impl FnMut(usize, &Slot, &Memory),
@@ -157,14 +188,18 @@ impl Engine {
         if !loaded || self.threads != ctx.pool.threads() {
             (self.threads, self.size) = (ctx.pool.threads(), None);
         }
-        if self.size != Some(size) {
+        if self.size != Some((size, every_output)) {
             self.size = None;
-            let plan = Plan::new(&model, size, ctx, &mut self.slots).map_err(|e| EngineError(e.to_string()))?;
+            let plan = match every_output {
+                false => Plan::new(&model, size, ctx, &mut self.slots),
+                true => Plan::with_every_output(&model, size, ctx, &mut self.slots),
+            };
+            let plan = plan.map_err(|e| EngineError(e.to_string()))?;
             self.sizes = plan.sizes;
             self.buffers
                 .grow(&plan.sizes)
                 .map_err(|e| EngineError(format!("an image of {}×{}: {e}", size[0], size[1])))?;
-            self.size = Some(size);
+            self.size = Some((size, every_output));
         }
         let plan = Plan { slots: &self.slots, sizes: self.sizes };
         let mut memory = self.buffers.memory();

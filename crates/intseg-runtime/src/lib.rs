@@ -48,7 +48,7 @@ pub use intseg_kernels::resize::Interpolation;
 pub use model::{Conv, Element, Model, Node, Op, Requantization};
 #[cfg(feature = "std")]
 pub use open::OpenError;
-pub use plan::{Alignment, Plan, PlanError, Shape, Sizes, Slot};
+pub use plan::{Alignment, Destination, Plan, PlanError, Shape, Sizes, Slot};
 
 /// The version of the model file that this crate writes, and the newest that it reads.
 pub const VERSION: u32 = 2;

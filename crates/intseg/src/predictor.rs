@@ -195,7 +195,7 @@ impl Predictor {
         threads.install(move || {
             let mut times = Vec::new();
             let mut last = Instant::now();
-            engine.run_with(ctx, size, image, classes, |_, _, _| {
+            engine.run_watched(ctx, size, image, classes, |_| {
                 let now = Instant::now();
                 times.push(now - last);
                 last = now;
