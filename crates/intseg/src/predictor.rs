@@ -5,11 +5,12 @@ use crate::data::{Dataset, palette};
 use crate::fold::Metadata;
 use crate::summary::LayerSummary;
 use crate::threads::Threads;
-use intseg_kernels::{Context, Isa};
+use intseg_kernels::{Context, Inline, Isa};
 use intseg_runtime::{
     Engine, EngineError, Interpolation, Model, ModelError, Node, Op, OpenError, Plan, Shape, Sizes, Slot,
 };
 use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -76,21 +77,27 @@ impl Predictor {
     /// # Errors
     /// When the file cannot be read or is no model that this program can run.
     pub fn load(path: &Path, isa: Isa) -> Result<Self, PredictorError> {
-        let failed = |error| match error {
+        let failed = |source| PredictorError::Read { path: path.to_owned(), source };
+        let file = File::open(path).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        if metadata.is_file() {
+            return Self::open(file, metadata.len(), path, isa);
+        }
+        // A pipe does not tell its length.
+        let bytes = std::fs::read(path).map_err(failed)?;
+        Self::open(&bytes[..], bytes.len() as u64, path, isa)
+    }
+
+    /// Reads a model file of `len` bytes; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Predictor::load`].
+    pub fn open(read: impl Read, len: u64, path: &Path, isa: Isa) -> Result<Self, PredictorError> {
+        let engine = Engine::open(read, len, Context { isa, pool: &Inline }).map_err(|error| match error {
             OpenError::Read(source) => PredictorError::Read { path: path.to_owned(), source },
             OpenError::Model(source) => PredictorError::Model { path: path.to_owned(), source },
-        };
-        let open = || -> Result<Engine, OpenError> {
-            let file = File::open(path)?;
-            let (metadata, ctx) = (file.metadata()?, Context { isa, pool: &intseg_kernels::Inline });
-            if metadata.is_file() {
-                return Engine::open(file, metadata.len(), ctx);
-            }
-            // A pipe does not tell its length.
-            let bytes = std::fs::read(path)?;
-            Engine::open(&bytes[..], bytes.len() as u64, ctx)
-        };
-        Self::new(open().map_err(failed)?, path, isa)
+        })?;
+        Self::new(engine, path, isa)
     }
 
     /// Takes a model file's bytes and holds them beside the packed weights; `path` is for messages.
@@ -218,7 +225,7 @@ impl Predictor {
 
 fn layers_of(model: &Model, size: [usize; 2], isa: Isa) -> Result<Vec<LayerSummary>, String> {
     let mut slots = vec![Slot::default(); model.len()];
-    let ctx = Context { isa, pool: &intseg_kernels::Inline };
+    let ctx = Context { isa, pool: &Inline };
     let plan = Plan::new(model, size, ctx, &mut slots).map_err(|e| e.to_string())?;
     Ok(model.nodes().enumerate().map(|(index, node)| summarize(&node, index, plan.slots)).collect())
 }
