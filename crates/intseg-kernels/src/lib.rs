@@ -61,7 +61,9 @@ pub mod softmax;
 mod testing;
 pub mod vector;
 
-pub use conv::{Conv2d, Convolution, Direction, Input, Line, Output, OutputData, Requantizer, WeightGradient, Weights};
+pub use conv::{
+    Addend, Conv2d, Convolution, Direction, Input, Line, Output, OutputData, Requantizer, WeightGradient, Weights,
+};
 pub use dither::{Dither, Role};
 pub use isa::Isa;
 pub use pool::{Inline, Pool};

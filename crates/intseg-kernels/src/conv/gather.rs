@@ -314,6 +314,8 @@ impl Job<'_> {
         }
         for panel in panels {
             let weights = &self.packed[panel * self.panel_lines..][..self.panel_lines];
+            let first = panel * K::NR;
+            store.prepare(&pixels.out[..pixels.len], first, K::NR.min(target - first));
             let mut from = 0;
             while from < all {
                 let to = (from + MAX_TAPS).min(all);
@@ -326,7 +328,6 @@ impl Job<'_> {
                 gathered.correct(sums, K::NR);
                 from = to;
             }
-            let first = panel * K::NR;
             // SAFETY: this tile's pixels and this panel's channels are this call's alone, as the caller promises.
             unsafe { store.store(sums, K::NR, &pixels.out[..pixels.len], first, K::NR.min(target - first)) };
         }

@@ -21,6 +21,8 @@ pub(crate) use store::Store;
 pub use store::requantize;
 pub use weight_gradient::{Sum, WeightGradient};
 
+use crate::requantize::Contribution;
+
 /// The geometry of a convolution, always described in its forward direction.
 ///
 /// The input is `[batch, in_h, in_w, c_in]`, the output `[batch, out_h, out_w, c_out]`, the weights
@@ -204,6 +206,24 @@ pub struct Output<'a> {
     pub stride: usize,
     /// First channel to write.
     pub offset: usize,
+    /// What is added to the results before they are written.
+    pub addend: Option<Addend<'a>>,
+}
+
+/// A tensor that a convolution adds to its requantised results while the tile is in cache:
+/// `clamp(half_even((result · 2^scale + addend) / 2^shift))`, as [`crate::deploy::add`] computes of the two.
+#[derive(Clone, Copy, Debug)]
+pub struct Addend<'a> {
+    /// One element for each result, with its left shift, 0..=14: [`Contribution::U8`] or [`Contribution::I16`].
+    pub values: Contribution<'a>,
+    /// Left shift of the results, 0..=14. They have at most 16 bits.
+    pub scale: u32,
+    /// Right shift of the sum, 0..=31.
+    pub shift: u32,
+    /// Smallest sum.
+    pub low: i32,
+    /// Largest sum.
+    pub high: i32,
 }
 
 /// The element type of an [`Output`].

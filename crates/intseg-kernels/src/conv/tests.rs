@@ -1,7 +1,10 @@
 //! Every instruction set and number of threads against the definition.
 
 use super::reference;
-use super::{Conv2d, Convolution, Direction, Input, Line, Output, OutputData, Requantizer, WeightGradient, Weights};
+use super::{
+    Addend, Conv2d, Convolution, Direction, Input, Line, Output, OutputData, Requantizer, WeightGradient, Weights,
+};
+use crate::requantize::Contribution;
 use crate::testing::Threads;
 use crate::{Context, Dither, Isa, Role};
 use proptest::prelude::*;
@@ -99,7 +102,10 @@ proptest! {
     }
 
     #[test]
-    fn requantised_sums_are_the_requantised_definition(g in geometry(), signed: bool, kind in 0..3usize, offset in 0..5usize) {
+    fn requantised_sums_are_the_requantised_definition(
+        g in geometry(), signed: bool, kind in 0..3usize, offset in 0..5usize,
+        (added, left, scale, down) in (0..3usize, 0..15i32, 0..15u32, 0..32u32),
+    ) {
         let (low, high) = if signed { (-128, 127) } else { (0, 255) };
         let weights: Vec<i8> = narrow(&bytes(g.weights_len(), Fill::Random, 1, -127, 127));
         let input = bytes(g.input_len(), Fill::Random, 2, low, high);
@@ -114,13 +120,28 @@ proptest! {
             want.fill(3);
         }
         let untouched = want[0];
+        // What is added: nothing, bytes or 16-bit values.
+        let others = bytes(g.output_len(), Fill::Random, 6, if added == 2 { -32767 } else { 0 }, [0, 255, 32767][added]);
+        let (u8s, i16s): (Vec<u8>, Vec<i16>) =
+            if added == 1 { (narrow(&others), vec![]) } else { (vec![], narrow(&others)) };
+        let values = if added == 1 { Contribution::U8(&u8s, left) } else { Contribution::I16(&i16s, left) };
+        let sum_range = [(0, 255), (-100, 127), (-30000, 32767)][kind];
+        let addend = Addend { values, scale, shift: down, low: sum_range.0, high: sum_range.1 };
+        let addend = (added > 0).then_some(addend);
+        let half_even = |exact: i128, shift: u32| {
+            let (unit, floor) = (1i128 << shift, exact >> shift);
+            let twice = 2 * (exact - floor * unit);
+            floor + i128::from(twice > unit || (twice == unit && floor % 2 != 0))
+        };
         for (pixel, sums) in reference::forward(&g, &input, &weights).chunks(g.c_out).enumerate() {
             for (k, &sum) in sums.iter().enumerate() {
                 let exact = i128::from(sum) * i128::from(multiplier[k]) + i128::from(bias[k]);
-                let (unit, floor) = (1i128 << shift[k], exact >> shift[k]);
-                let twice = 2 * (exact - floor * unit);
-                let rounded = floor + i128::from(twice > unit || (twice == unit && floor % 2 != 0));
-                want[pixel * stride + offset + k] = rounded.clamp(low.into(), high.into()) as i64;
+                let mut result = half_even(exact, shift[k].into()).clamp(low.into(), high.into());
+                if added > 0 {
+                    let sum = (result << scale) + (i128::from(others[pixel * g.c_out + k]) << left);
+                    result = half_even(sum, down).clamp(sum_range.0.into(), sum_range.1.into());
+                }
+                want[pixel * stride + offset + k] = result as i64;
             }
         }
         let plan = Convolution { geometry: g, direction: Direction::Forward, signed };
@@ -132,7 +153,7 @@ proptest! {
                 1 => OutputData::I8(&mut b),
                 _ => OutputData::I16(&mut c),
             };
-            plan.run_requantized(ctx, Output { data, stride, offset }, input, weights, requantizer, scratch);
+            plan.run_requantized(ctx, Output { data, stride, offset, addend }, input, weights, requantizer, scratch);
             let got: Vec<i64> = match kind {
                 0 => a.into_iter().map(i64::from).collect(),
                 1 => b.into_iter().map(i64::from).collect(),
