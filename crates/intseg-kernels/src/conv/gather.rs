@@ -217,9 +217,9 @@ pub(crate) fn run<K: MicroKernel, S: Store>(
             let chunk = chunk_of(total, groups, ctx.pool.threads());
             let chunks: usize = regions.iter().map(|phase| tiles_of(phase).div_ceil(chunk)).sum();
             ctx.pool.run(groups * chunks, &|task, _| {
-                let first_panel = task / chunks * group;
+                let first_panel = task % groups * group;
                 let panels = first_panel..(first_panel + group).min(panels);
-                let mut number = task % chunks;
+                let mut number = task / groups;
                 for phase in regions.iter() {
                     let tiles = tiles_of(phase);
                     if number < tiles.div_ceil(chunk) {
@@ -238,7 +238,7 @@ pub(crate) fn run<K: MicroKernel, S: Store>(
                 let chunk = chunk_of(tiles, groups, ctx.pool.threads());
                 let chunks = tiles.div_ceil(chunk);
                 ctx.pool.run(groups * chunks, &|task, _| {
-                    let (first_panel, first_tile) = (task / chunks * group, task % chunks * chunk);
+                    let (first_panel, first_tile) = (task % groups * group, task / groups * chunk);
                     let panels = first_panel..(first_panel + group).min(panels);
                     let tiles = first_tile..(first_tile + chunk).min(tiles);
                     // SAFETY: as above.

@@ -76,12 +76,14 @@ impl Axis {
         self.large * self.tiles[0] + (self.dilation - self.large) * self.tiles[1]
     }
 
-    /// The first output of a tile.
+    /// The first output of a tile. Tiles are in the order of these, so that neighbours read neighbours and a thread's
+    /// part of the input is in one place.
     fn first(&self, tile: usize) -> usize {
-        let in_large = self.large * self.tiles[0];
-        let (phase, within) = match tile.checked_sub(in_large) {
-            None => (tile / self.tiles[0], tile % self.tiles[0]),
-            Some(tile) => (self.large + tile / self.tiles[1], tile % self.tiles[1]),
+        let in_all = self.dilation * self.tiles[1];
+        let (phase, within) = match tile.checked_sub(in_all) {
+            None => (tile % self.dilation, tile / self.dilation),
+            // The last tiles of the phases that have one more.
+            Some(tile) => (tile % self.large, self.tiles[1] + tile / self.large),
         };
         phase + within * OUTPUTS * self.dilation
     }
