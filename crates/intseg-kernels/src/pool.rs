@@ -44,6 +44,16 @@ impl<'a, T> Disjoint<'a, T> {
         Disjoint { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
+    /// Where the slice begins.
+    pub(crate) fn start(&self) -> *mut T {
+        self.start
+    }
+
+    /// The number of elements.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     /// The elements `from..to`.
     ///
     /// # Safety

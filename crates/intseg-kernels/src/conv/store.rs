@@ -3,11 +3,11 @@
 use super::{Addend, Output, OutputData, Requantizer};
 use crate::Isa;
 #[cfg(target_arch = "x86_64")]
-use crate::avx512vnni::requantize::Channels;
+use crate::avx512vnni::requantize;
 use crate::pool::Disjoint;
 use crate::requantize::Contribution;
 use crate::round::{half_even_i32, half_even_i64, within};
-use crate::vector::{Element, Vector};
+use crate::vector::{Element, LANES, Vector};
 
 /// Takes finished sums. Implementations write to the pixels and channels that they are given and to no others.
 pub(crate) trait Store: Sync {
@@ -103,23 +103,26 @@ impl<'a> Requantized<'a> {
         let mut done = 0;
         #[cfg(target_arch = "x86_64")]
         if let Isa::Avx512Vnni(_) = self.isa {
-            while done + 16 <= channels {
-                // SAFETY: an `Avx512Vnni` value exists only where the features were found.
-                let constants = unsafe { Channels::new(&self.requantizer, first + done) };
-                for (values, &pixel) in sums.chunks(row).zip(pixels) {
-                    let at = place(pixel) + done;
-                    // SAFETY: no other call names this pixel and these channels, as the caller promises.
-                    let out: &mut [T; 16] = unsafe { out.piece(at, at + 16) }.try_into().expect("16 results");
-                    let values = values[done..].first_chunk().expect("a row holds its channels");
-                    // SAFETY: as for the constants.
-                    let mut results = unsafe { constants.apply(values) };
-                    if let Some(addend) = &self.addend {
-                        results = addend.add(results, pixel * self.channels + first + done);
-                    }
-                    T::store(results, out);
-                }
-                done += 16;
+            let groups = channels / LANES;
+            done = groups * LANES;
+            if let Some(&last) = pixels.iter().max() {
+                assert!(place(last) + done <= out.len(), "a pixel outside");
             }
+            // SAFETY: an `Avx512Vnni` value exists only where the features were found; all pixels lie in the output, and
+            // no other call names them and these channels, as the caller promises.
+            unsafe {
+                requantize::tile(
+                    &self.requantizer,
+                    [first, groups],
+                    (sums, row),
+                    pixels,
+                    (out.start().wrapping_add(place(0)), self.stride),
+                    (self.addend.as_ref(), self.channels),
+                );
+            }
+        }
+        if done == channels {
+            return;
         }
         let Requantizer { multiplier, bias, shift, low, high } = self.requantizer;
         let rest = first + done..first + channels;
@@ -147,7 +150,7 @@ impl Addend<'_> {
     /// Adds the elements from `at` on to 16 results.
     #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "instruction sets with vectors alone"))]
     #[inline(always)]
-    fn add<V: Vector>(&self, results: V, at: usize) -> V {
+    pub(crate) fn add<V: Vector>(&self, results: V, at: usize) -> V {
         let (values, left) = match self.values {
             Contribution::U8(values, left) => (V::load_u8(values[at..].first_chunk().expect("16 elements")), left),
             Contribution::I16(values, left) => (V::load_i16(values[at..].first_chunk().expect("16 elements")), left),
