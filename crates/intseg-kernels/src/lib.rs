@@ -62,7 +62,8 @@ mod testing;
 pub mod vector;
 
 pub use conv::{
-    Conv2d, Convolution, Depthwise, Direction, Input, Line, Output, OutputData, Requantizer, WeightGradient, Weights,
+    Addend, Conv2d, Convolution, Depthwise, Direction, Input, Line, Output, OutputData, Requantizer, WeightGradient,
+    Weights,
 };
 pub use dither::{Dither, Role};
 pub use isa::Isa;

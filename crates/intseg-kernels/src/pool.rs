@@ -44,6 +44,16 @@ impl<'a, T> Disjoint<'a, T> {
         Disjoint { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
+    /// Where the slice begins.
+    pub(crate) fn start(&self) -> *mut T {
+        self.start
+    }
+
+    /// The number of elements.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
     /// The elements `from..to`.
     ///
     /// # Safety
@@ -53,10 +63,19 @@ impl<'a, T> Disjoint<'a, T> {
     /// When the range is not inside the slice.
     #[allow(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
     pub unsafe fn piece(&self, from: usize, to: usize) -> &mut [T] {
-        assert!(from <= to && to <= self.len, "piece {from}..{to} of {}", self.len);
+        if from > to || to > self.len {
+            outside(from, to, self.len);
+        }
         // SAFETY: inside the slice as just asserted, and disjoint from other pieces as the caller promises.
         unsafe { core::slice::from_raw_parts_mut(self.start.add(from), to - from) }
     }
+}
+
+/// Apart from its caller, which would otherwise keep the numbers in memory for the message.
+#[cold]
+#[inline(never)]
+fn outside(from: usize, to: usize, len: usize) -> ! {
+    panic!("piece {from}..{to} of {len}");
 }
 
 /// Splits `out` into pieces of `piece_len` elements (the last may be shorter) and calls `task(index, piece, worker)`

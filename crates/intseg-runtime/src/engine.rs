@@ -1,27 +1,32 @@
 //! A model with memory of its own, for hosts.
 
 use crate::error::ModelError;
-use crate::execute::{Memory, execute, load};
-use crate::model::Model;
+use crate::execute::{Memory, execute, load, load_constants};
+use crate::model::{CHECKSUM, Model};
+use crate::open::{OpenError, open};
 use crate::plan::{Plan, Sizes, Slot};
 use core::fmt;
 use intseg_kernels::resize::Tap;
 use intseg_kernels::{Context, Isa, Line};
 use std::collections::TryReserveError;
 use std::format;
+use std::io::Read;
 use std::string::{String, ToString};
 use std::vec::Vec;
 
 /// A loaded model that runs on images of any size. It plans anew when the size changes.
 pub struct Engine {
+    /// The model file, or the beginning that holds all but its weights.
     file: Vec<u8>,
-    isa: Isa,
+    /// Bytes of the whole file.
+    len: u64,
+    /// The instruction set that `buffers` are for, if any yet.
+    isa: Option<Isa>,
     threads: usize,
     slots: Vec<Slot>,
-    /// The size that `slots` and the buffers are for.
-    size: Option<[usize; 2]>,
+    /// The size that `slots` and the buffers are for, and whether every output exists.
+    size: Option<([usize; 2], bool)>,
     sizes: Sizes,
-    loaded: bool,
     buffers: Buffers,
 }
 
@@ -37,7 +42,7 @@ struct Buffers {
     biases: Vec<i64>,
 }
 
-/// Why an image cannot be classified: the plan's reason.
+/// Why an image cannot be classified: the plan's reason, or an instruction set that the weights are not packed for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineError(String);
 
@@ -50,27 +55,53 @@ impl fmt::Display for EngineError {
 impl core::error::Error for EngineError {}
 
 impl Engine {
-    /// Takes a model file's bytes and checks them.
+    /// Takes a model file's bytes and checks them. It holds them and the packed weights, and runs on any instruction set;
+    /// [`Engine::open`] takes half the memory.
     ///
     /// # Errors
     /// When the bytes are no usable model.
     pub fn new(file: Vec<u8>) -> Result<Self, ModelError> {
         let nodes = Model::parse(&file)?.len();
-        Ok(Engine {
+        let len = file.len() as u64;
+        Ok(Self::with(file, len, nodes))
+    }
+
+    /// Reads a model file of `len` bytes for the instruction set of `ctx`, which is the only one that it then runs on.
+    /// Weights are packed while they are read and kept in that form alone, wherever the instruction set packs them.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is no usable model.
+    pub fn open(read: impl Read, len: u64, ctx: Context) -> Result<Self, OpenError> {
+        let (file, packed) = open(read, len, ctx)?;
+        let nodes = Model::parse_beginning(&file, len, false)?.len();
+        let mut engine = Self::with(file, len, nodes);
+        engine.buffers.packed = packed;
+        let Engine { file, buffers, .. } = &mut engine;
+        let model = Model::parse_beginning(file, len, false)?;
+        let channels = model.nodes().map(|node| node.requantization().map_or(0, |r| r.channels())).sum();
+        buffers.multipliers.resize(channels, 0);
+        buffers.biases.resize(channels, 0);
+        load_constants(&model, &mut buffers.memory());
+        engine.isa = Some(ctx.isa);
+        Ok(engine)
+    }
+
+    fn with(file: Vec<u8>, len: u64, nodes: usize) -> Self {
+        Engine {
             file,
-            isa: Isa::Scalar,
+            len,
+            isa: None,
             threads: 0,
             slots: std::vec![Slot::default(); nodes],
             size: None,
             sizes: Sizes::default(),
-            loaded: false,
             buffers: Buffers::default(),
-        })
+        }
     }
 
-    /// The model.
+    /// The model. Of an engine that was opened for an instruction set that packs weights they are empty.
     pub fn model(&self) -> Model<'_> {
-        Model::parse_again(&self.file).expect("the bytes were accepted before")
+        Model::parse_beginning(&self.file, self.len, false).expect("the bytes were accepted before")
     }
 
     /// The memory that the last run took.
@@ -81,7 +112,7 @@ impl Engine {
     /// Classifies each pixel of an image, `[h, w, 3]` RGB, into `class_map`, `[h, w]`.
     ///
     /// # Errors
-    /// When the image's size cannot be used.
+    /// When the image's size cannot be used, or the engine was opened for another instruction set.
     ///
     /// # Panics
     /// When a slice has another length than the size says.
@@ -92,10 +123,30 @@ impl Engine {
         image: &[u8],
         class_map: &mut [u8],
     ) -> Result<(), EngineError> {
-        self.run_with(ctx, size, image, class_map, |_, _, _| {})
+        self.run_watched(ctx, size, image, class_map, |_| {})
     }
 
-    /// As [`Engine::run`]; `tap` sees each node's output when it is done.
+    /// As [`Engine::run`]; `done` is called with each node's number when it has run. A convolution that runs together with
+    /// the node behind it is done at once.
+    ///
+    /// # Errors
+    /// As [`Engine::run`].
+    ///
+    /// # Panics
+    /// As [`Engine::run`].
+    pub fn run_watched(
+        &mut self,
+        ctx: Context,
+        size: [usize; 2],
+        image: &[u8],
+        class_map: &mut [u8],
+        mut done: impl FnMut(usize),
+    ) -> Result<(), EngineError> {
+        self.run_planned(ctx, (size, false), image, class_map, |index, _, _| done(index))
+    }
+
+    /// As [`Engine::run`]; `tap` sees each node's output when it is done. No node then runs together with another, and more
+    /// memory is needed.
     ///
     /// # Errors
     /// As [`Engine::run`].
@@ -110,24 +161,51 @@ impl Engine {
         class_map: &mut [u8],
         tap: impl FnMut(usize, &Slot, &Memory),
     ) -> Result<(), EngineError> {
-        let model = Model::parse_again(&self.file).expect("the bytes were accepted before");
-        if self.isa != ctx.isa || self.threads != ctx.pool.threads() {
-            (self.isa, self.threads, self.size, self.loaded) = (ctx.isa, ctx.pool.threads(), None, false);
+        self.run_planned(ctx, (size, true), image, class_map, tap)
+    }
+
+    fn run_planned(
+        &mut self,
+        ctx: Context,
+        (size, every_output): ([usize; 2], bool),
+        image: &[u8],
+        class_map: &mut [u8],
+        tap: impl FnMut(usize, &Slot, &Memory),
+    ) -> Result<(), EngineError> {
+        let model = Model::parse_beginning(&self.file, self.len, false).expect("the bytes were accepted before");
+        let loaded = self.isa == Some(ctx.isa);
+        if !loaded {
+            let whole = self.file.len() as u64 + CHECKSUM as u64 >= self.len;
+            if let Some(isa) = self.isa.filter(|_| !whole) {
+                let names = [isa.name(), ctx.isa.name()];
+                return Err(EngineError(format!(
+                    "the model was opened for {} and cannot run on {}",
+                    names[0], names[1]
+                )));
+            }
+            self.isa = None;
         }
-        if self.size != Some(size) {
+        if !loaded || self.threads != ctx.pool.threads() {
+            (self.threads, self.size) = (ctx.pool.threads(), None);
+        }
+        if self.size != Some((size, every_output)) {
             self.size = None;
-            let plan = Plan::new(&model, size, ctx, &mut self.slots).map_err(|e| EngineError(e.to_string()))?;
+            let plan = match every_output {
+                false => Plan::new(&model, size, ctx, &mut self.slots),
+                true => Plan::with_every_output(&model, size, ctx, &mut self.slots),
+            };
+            let plan = plan.map_err(|e| EngineError(e.to_string()))?;
             self.sizes = plan.sizes;
             self.buffers
                 .grow(&plan.sizes)
                 .map_err(|e| EngineError(format!("an image of {}×{}: {e}", size[0], size[1])))?;
-            self.size = Some(size);
+            self.size = Some((size, every_output));
         }
         let plan = Plan { slots: &self.slots, sizes: self.sizes };
         let mut memory = self.buffers.memory();
-        if !self.loaded {
+        if !loaded {
             load(&model, &plan, ctx, &mut memory);
-            self.loaded = true;
+            self.isa = Some(ctx.isa);
         }
         execute(&model, &plan, ctx, &mut memory, image, class_map, tap);
         Ok(())

@@ -1,17 +1,16 @@
 //! Running a model in memory that the caller owns.
 
+mod fused;
 mod mobile;
 
-use crate::model::{Conv, Element, Model, Node, Op, Requantization};
-use crate::plan::{Alignment, Plan, Shape, Sizes, Slot, convolution};
+use crate::model::{Element, Model, Node, Op, Requantization};
+use crate::plan::{Alignment, Destination, Plan, Shape, Sizes, Slot, convolution};
 use core::ops::Range;
 use intseg_kernels::pool::for_each_piece_with;
 use intseg_kernels::requantize::Contribution;
 use intseg_kernels::resize::{Interpolation, Resize, Tap};
 use intseg_kernels::round::divide_half_even;
-use intseg_kernels::{
-    Context, Input, Line, Output, OutputData, Requantizer, Weights, average_pool, bytes, deploy, max_pool,
-};
+use intseg_kernels::{Context, Line, Requantizer, average_pool, bytes, deploy, max_pool};
 
 /// The memory of a run, at least as large as [`crate::Sizes`] says.
 pub struct Memory<'m> {
@@ -57,29 +56,23 @@ impl<'m> Memory<'m> {
 /// # Panics
 /// When the memory is smaller than the plan says.
 pub fn load(model: &Model, plan: &Plan, ctx: Context, memory: &mut Memory) {
-    let (mut packed, mut constants) = (0, 0);
+    let mut packed = 0;
     for (index, node) in model.nodes().enumerate() {
-        match node.op {
-            Op::Conv(conv) => {
-                let convolution = convolution(&conv, &plan.slots[node.input(0)], plan.slots[index].shape);
-                let len = convolution.packed_len(ctx.isa);
-                convolution.pack(ctx, &mut memory.packed[packed..packed + len], conv.weights);
-                packed += len;
-                unpack(&conv.requantization, memory, &mut constants);
-            }
-            Op::Affine(requantization) => unpack(&requantization, memory, &mut constants),
-            Op::Depthwise(depthwise) => unpack(&depthwise.requantization, memory, &mut constants),
-            Op::Product(product) => unpack(&product.requantization, memory, &mut constants),
-            _ => {}
+        if let Op::Conv(conv) = node.op {
+            let convolution = convolution(&conv, &plan.slots[node.input(0)], plan.slots[index].shape);
+            let len = convolution.packed_len(ctx.isa);
+            convolution.pack(ctx, &mut memory.packed[packed..packed + len], conv.weights);
+            packed += len;
         }
     }
+    load_constants(model, memory);
 }
 
-fn unpack(requantization: &Requantization, memory: &mut Memory, at: &mut usize) {
-    let range = *at..*at + requantization.channels();
-    *at = range.end;
-    memory.multipliers[range.clone()].iter_mut().zip(requantization.multipliers()).for_each(|(out, v)| *out = v);
-    memory.biases[range].iter_mut().zip(requantization.biases()).for_each(|(out, v)| *out = v);
+/// Unpacks the constants.
+pub(crate) fn load_constants(model: &Model, memory: &mut Memory) {
+    let all = || model.nodes().filter_map(|node| node.requantization());
+    memory.multipliers.iter_mut().zip(all().flat_map(|r| r.multipliers())).for_each(|(out, v)| *out = v);
+    memory.biases.iter_mut().zip(all().flat_map(|r| r.biases())).for_each(|(out, v)| *out = v);
 }
 
 /// Where the constants of the next nodes lie.
@@ -90,7 +83,7 @@ struct Constants {
 }
 
 /// Classifies each pixel of `image` (`[H, W, 3]`, RGB) into `class_map` (`[H, W]`). `tap` sees each node's output when
-/// it is done: its number, and where in the memory it lies.
+/// it is done: its number, and where in the memory it lies, if it exists ([`Slot::destination`]).
 ///
 /// # Panics
 /// When a slice has another length than the plan's image, or the memory is smaller than the plan says.
@@ -107,8 +100,9 @@ pub fn execute(
     assert_eq!(image.len(), 3 * h * w, "image");
     assert_eq!(class_map.len(), h * w, "class map");
     let mut constants = Constants::default();
+    let mut waiting = None;
     for (index, node) in model.nodes().enumerate() {
-        let run = Run { plan, ctx, node: &node, slot: &plan.slots[index] };
+        let run = Run { plan, ctx, node, slot: &plan.slots[index] };
         match node.op {
             Op::Image => {
                 for (out, &value) in memory.bytes[run.slot.range()].iter_mut().zip(image) {
@@ -116,16 +110,32 @@ pub fn execute(
                     *out = value ^ 0x80;
                 }
             }
-            Op::Conv(conv) => run.conv(&conv, memory, &mut constants),
+            Op::Conv(conv) => {
+                let step = run.step(conv, &mut constants);
+                match run.slot.destination {
+                    Destination::Sum | Destination::Strips(_) => waiting = Some(step),
+                    Destination::Own => step.run(memory, run.slot, 0, None),
+                    Destination::Concat { node, first } => step.run(memory, &plan.slots[node], first, None),
+                }
+            }
             Op::Affine(requantization) => run.affine(&requantization, memory, &mut constants),
-            Op::Add => run.add(memory),
-            Op::MaxPool { .. } => run.max_pool(memory),
+            Op::Add => match waiting.take() {
+                Some(conv) => run.convolve_and_add(&conv, memory),
+                None => run.add(memory),
+            },
+            Op::MaxPool { .. } => match waiting.take() {
+                Some(conv) => run.convolve_and_pool(&conv, memory),
+                None => run.max_pool(memory),
+            },
             Op::GlobalAveragePool => run.mean(memory),
             Op::AveragePool { .. } => run.average_pool(memory),
-            Op::Resize { interpolation, .. } => run.resize(interpolation, memory),
+            Op::Resize { interpolation, .. } => match run.slot.destination {
+                Destination::Concat { node, first } => run.spread(&plan.slots[node], first, memory),
+                _ => run.resize(interpolation, memory),
+            },
             Op::Concat => run.concat(memory),
             Op::Depthwise(depthwise) => run.depthwise(&depthwise, memory, &mut constants),
-            Op::Table(table) => run.table(table, memory),
+            Op::Table(table) => run.table(&table, memory),
             Op::Product(product) => run.product(&product, memory, &mut constants),
         }
         tap(index, run.slot, memory);
@@ -134,10 +144,11 @@ pub fn execute(
 }
 
 /// One node's run.
+#[derive(Clone, Copy)]
 struct Run<'a> {
     plan: &'a Plan<'a>,
     ctx: Context<'a>,
-    node: &'a Node<'a>,
+    node: Node<'a>,
     slot: &'a Slot,
 }
 
@@ -153,8 +164,8 @@ fn parts<T, const N: usize>(values: &mut [T], reads: [Range<usize>; N], write: R
     (reads.map(read), out)
 }
 
-impl Run<'_> {
-    fn input(&self, k: usize) -> &Slot {
+impl<'a> Run<'a> {
+    fn input(&self, k: usize) -> &'a Slot {
         &self.plan.slots[self.node.input(k)]
     }
 
@@ -163,10 +174,9 @@ impl Run<'_> {
         requantization: &Requantization<'m>,
         multipliers: &'m [i32],
         biases: &'m [i64],
-        at: &mut Constants,
+        first: usize,
     ) -> Requantizer<'m> {
-        let range = at.channels..at.channels + requantization.channels();
-        at.channels = range.end;
+        let range = first..first + requantization.channels();
         let [low, high] = self.node.clamp;
         Requantizer {
             multiplier: &multipliers[range.clone()],
@@ -177,29 +187,10 @@ impl Run<'_> {
         }
     }
 
-    fn conv(&self, conv: &Conv, memory: &mut Memory, at: &mut Constants) {
-        let convolution = convolution(conv, self.input(0), self.slot.shape);
-        let Memory { bytes: activations, words, scratch, packed, multipliers, biases, .. } = memory;
-        let len = convolution.packed_len(self.ctx.isa);
-        let weights = Weights { raw: conv.weights, packed: &packed[at.packed..at.packed + len] };
-        at.packed += len;
-        let requantizer = self.requantizer(&conv.requantization, multipliers, biases, at);
-        let (input, data) = match self.slot.wide() {
-            false => {
-                let ([input], out) = parts(activations, [self.input(0).range()], self.slot.range());
-                // The clamp holds the results to the type: as bytes they are the same bits, whatever the sign.
-                (input, OutputData::U8(out))
-            }
-            true => (&activations[self.input(0).range()], OutputData::I16(&mut words[self.slot.range()])),
-        };
-        let input = if convolution.signed { Input::I8(bytes::as_i8(input)) } else { Input::U8(input) };
-        let out = Output { data, stride: conv.c_out, offset: 0 };
-        convolution.run_requantized(self.ctx, out, input, weights, requantizer, scratch);
-    }
-
     fn affine(&self, requantization: &Requantization, memory: &mut Memory, at: &mut Constants) {
         let Memory { bytes: activations, words, multipliers, biases, .. } = memory;
-        let requantizer = self.requantizer(requantization, multipliers, biases, at);
+        let requantizer = self.requantizer(requantization, multipliers, biases, at.channels);
+        at.channels += requantization.channels();
         let (ctx, input) = (self.ctx, self.input(0));
         match (input.element, self.slot.wide()) {
             (Element::I16, false) => {
@@ -345,6 +336,10 @@ impl Run<'_> {
         for input in self.node.inputs() {
             let input = &self.plan.slots[input];
             let c = input.shape.c;
+            if let Destination::Concat { .. } = input.destination {
+                first += c;
+                continue;
+            }
             let ([values], out) = parts(memory.bytes, [input.range()], self.slot.range());
             for (out, values) in out.chunks_exact_mut(channels).zip(values.chunks_exact(c)) {
                 out[first..first + c].copy_from_slice(values);

@@ -13,8 +13,10 @@
 //! use intseg_runtime::Engine;
 //!
 //! # fn main() -> Result<(), Box<dyn core::error::Error>> {
-//! let mut engine = Engine::new(std::fs::read("best.iseg")?)?;
 //! let ctx = Context { isa: Isa::detect(), pool: &Inline };
+//! let file = std::fs::File::open("best.iseg")?;
+//! let len = file.metadata()?.len();
+//! let mut engine = Engine::open(file, len, ctx)?;
 //! let (image, mut classes) = (vec![128; 3 * 360 * 480], vec![0; 360 * 480]);
 //! engine.run(ctx, [360, 480], &image, &mut classes)?;
 //! # Ok(())
@@ -32,6 +34,8 @@ mod engine;
 mod error;
 mod execute;
 mod model;
+#[cfg(feature = "std")]
+mod open;
 mod plan;
 #[cfg(feature = "std")]
 pub mod writer;
@@ -41,8 +45,10 @@ pub use engine::{Engine, EngineError};
 pub use error::ModelError;
 pub use execute::{Memory, execute, load};
 pub use intseg_kernels::resize::Interpolation;
-pub use model::{Conv, Depthwise, Element, Model, Node, Op, Product, Requantization};
-pub use plan::{Alignment, Plan, PlanError, Shape, Sizes, Slot};
+pub use model::{Conv, Depthwise, Element, Model, Node, Op, Product, Requantization, Table};
+#[cfg(feature = "std")]
+pub use open::OpenError;
+pub use plan::{Alignment, Destination, Plan, PlanError, Shape, Sizes, Slot};
 
 /// The newest version of the model file that this crate reads; it writes the lowest that a model's nodes need.
 pub const VERSION: u32 = 3;

@@ -8,8 +8,11 @@
 //! | length of the metadata (u32), length of the graph (u32) | 8 |
 //! | metadata, UTF-8 JSON: name, classes, palette, training | as said |
 //! | graph: number of nodes (u32), flags (u32, bit 0: aligned corners), nodes | as said |
-//! | tensors, each at a multiple of 64 from the file's start | as the nodes say |
+//! | tensors, each at a multiple of 64 from the file's start; weights behind all others | as the nodes say |
 //! | BLAKE3-256 of everything before | 32 |
+//!
+//! A host that packs the weights reads them piece by piece and holds no more of the file than what comes before them
+//! (`Engine::open`). Files with another order of tensors are read too; more of such a file is held.
 //!
 //! A file says the lowest version that its nodes need: 3 where there is a depthwise convolution, a table or a product.
 //!
@@ -21,12 +24,14 @@ use crate::error::ModelError;
 use crate::{MAGIC, VERSION};
 use intseg_kernels::bytes::as_i8;
 use intseg_kernels::resize::Interpolation;
-pub use mobile::{Depthwise, Product};
+pub use mobile::{Depthwise, Product, Table};
 
 /// Bytes of the fixed part at the start.
 pub(crate) const HEADER: usize = 32;
 /// Bytes of the checksum at the end.
 pub(crate) const CHECKSUM: usize = 32;
+/// What is wrong with a weight whose product with an input could leave the bounds that sums are held to.
+pub(crate) const WEIGHT_RANGE: &str = "a weight is -128";
 /// The largest size along one axis that a geometry may name.
 const MAX_EXTENT: u32 = 1 << 15;
 
@@ -60,6 +65,8 @@ pub struct Requantization<'a> {
     multiplier: &'a [u8],
     bias: &'a [u8],
     shift: &'a [u8],
+    /// Where the last of them ends in the file.
+    pub(crate) end: usize,
 }
 
 impl<'a> Requantization<'a> {
@@ -102,8 +109,11 @@ pub struct Conv<'a> {
     /// `None`: a convolution. Otherwise its adjoint, with so many rows and columns more at the end of the output, fewer
     /// than the stride: of the output sizes that lead to one input size, the one that is meant.
     pub transposed: Option<[usize; 2]>,
-    /// `[KH, KW, C_in, C_out]`; `[KH, KW, C_out, C_in]` of a transposed convolution.
+    /// `[KH, KW, C_in, C_out]`; `[KH, KW, C_out, C_in]` of a transposed convolution. Empty where an engine that was opened
+    /// for one instruction set holds them packed alone.
     pub weights: &'a [i8],
+    /// Where they begin in the file.
+    pub(crate) weights_at: usize,
     /// Exponent of the weights' step, for people to read.
     pub weight_exponent: i32,
     /// From sums to output.
@@ -111,6 +121,11 @@ pub struct Conv<'a> {
 }
 
 impl Conv<'_> {
+    /// Number of weights.
+    pub fn weights_len(&self) -> usize {
+        self.kernel[0] * self.kernel[1] * self.c_in * self.c_out
+    }
+
     /// The largest magnitude that a sum can reach.
     pub fn accumulator_bound(&self) -> u64 {
         (self.kernel[0] * self.kernel[1]) as u64 * self.c_in as u64 * 255 * 127
@@ -165,8 +180,8 @@ pub enum Op<'a> {
     Concat,
     /// Convolution with one filter a channel, requantisation, clamp.
     Depthwise(Depthwise<'a>),
-    /// A function of 8 bits: the output's bits for each of the input's, whatever their sign.
-    Table(&'a [u8; 256]),
+    /// A function of 8 bits.
+    Table(Table<'a>),
     /// Product of two maps of 8 bits, requantisation, clamp.
     Product(Product<'a>),
 }
@@ -193,20 +208,35 @@ impl<'a> Node<'a> {
         self.inputs.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b) as usize)
     }
 
+    /// The constants of an operator that requantises.
+    pub(crate) fn requantization(&self) -> Option<Requantization<'a>> {
+        match self.op {
+            Op::Conv(conv) => Some(conv.requantization),
+            Op::Affine(requantization) => Some(requantization),
+            Op::Depthwise(depthwise) => Some(depthwise.requantization),
+            Op::Product(product) => Some(product.requantization),
+            _ => None,
+        }
+    }
+
+    /// Where in the file those of its tensors end that are used as they are.
+    pub(crate) fn constants_end(&self) -> Option<usize> {
+        match self.op {
+            Op::Depthwise(depthwise) => Some(depthwise.end),
+            Op::Table(table) => Some(table.end),
+            _ => self.requantization().map(|requantization| requantization.end),
+        }
+    }
+
     /// Checks what the node's tensors hold: the ranges under which no sum and no product can overflow.
     fn check_values(&self) -> Result<(), &'static str> {
-        let requantization = match &self.op {
-            Op::Conv(conv) if conv.weights.contains(&i8::MIN) => return Err("a weight is -128"),
-            Op::Conv(conv) => &conv.requantization,
-            Op::Affine(requantization) => requantization,
-            Op::Depthwise(depthwise) => {
-                depthwise.check_weights()?;
-                &depthwise.requantization
-            }
-            Op::Product(product) => &product.requantization,
-            Op::Table(table) => return mobile::check_table(table, self.element, self.clamp),
-            _ => return Ok(()),
-        };
+        match &self.op {
+            Op::Conv(conv) if conv.weights.contains(&i8::MIN) => return Err(WEIGHT_RANGE),
+            Op::Depthwise(depthwise) => depthwise.check_weights()?,
+            Op::Table(table) => mobile::check_table(table, self.element, self.clamp)?,
+            _ => {}
+        }
+        let Some(requantization) = self.requantization() else { return Ok(()) };
         if requantization.shift.iter().any(|&shift| shift > 62) {
             return Err("a shift exceeds 62");
         }
@@ -228,7 +258,10 @@ impl<'a> Node<'a> {
 /// A model file's content, borrowed.
 #[derive(Clone, Copy, Debug)]
 pub struct Model<'a> {
+    /// The file, or its beginning.
     file: &'a [u8],
+    /// Bytes of the whole file before its checksum.
+    content: usize,
     metadata: &'a str,
     nodes: &'a [u8],
     count: usize,
@@ -274,37 +307,24 @@ impl<'a> Cursor<'a> {
     }
 }
 
-impl<'a> Model<'a> {
-    /// Reads a model file's bytes and checks all of it.
-    ///
-    /// # Errors
-    /// When the bytes are no model, are damaged, or hold a node that cannot be.
-    pub fn parse(file: &'a [u8]) -> Result<Self, ModelError> {
-        let model = Self::parse_header(file)?;
-        let (content, checksum) = file.split_at(file.len() - CHECKSUM);
-        if blake3::hash(content).as_bytes() != checksum {
-            return Err(ModelError::Checksum);
-        }
-        model.check_nodes(true)?;
-        Ok(model)
-    }
+/// What the fixed part at the start says.
+pub(crate) struct Header {
+    /// Bytes of the file before its checksum.
+    pub content: usize,
+    /// Bytes of the metadata.
+    pub metadata: usize,
+    /// Bytes of the graph.
+    pub graph: usize,
+}
 
-    /// Reads bytes that [`Model::parse`] has accepted before, without looking at their tensors again.
-    ///
-    /// # Errors
-    /// As [`Model::parse`].
-    pub fn parse_again(file: &'a [u8]) -> Result<Self, ModelError> {
-        let model = Self::parse_header(file)?;
-        model.check_nodes(false)?;
-        Ok(model)
-    }
-
-    fn parse_header(file: &'a [u8]) -> Result<Self, ModelError> {
+impl Header {
+    /// Reads the fixed part of a file of `len` bytes.
+    pub fn parse(file: &[u8], len: u64) -> Result<Self, ModelError> {
         let mut header = Cursor(file);
         if header.array() != Some(MAGIC) {
             return Err(ModelError::NotAModel);
         }
-        let short = ModelError::Length { expected: (HEADER + CHECKSUM) as u64, found: file.len() as u64 };
+        let short = ModelError::Length { expected: (HEADER + CHECKSUM) as u64, found: len };
         let version = header.u32().ok_or(short)?;
         if version > VERSION {
             return Err(ModelError::Newer { version });
@@ -314,22 +334,63 @@ impl<'a> Model<'a> {
             return Err(ModelError::Rounding { rounding });
         }
         let expected = header.u64().ok_or(short)?;
-        if expected != file.len() as u64 || file.len() < HEADER + CHECKSUM {
-            return Err(ModelError::Length { expected, found: file.len() as u64 });
+        let content = usize::try_from(len).ok().and_then(|len| len.checked_sub(CHECKSUM));
+        let content = content.filter(|&content| expected == len && content >= HEADER);
+        let content = content.ok_or(ModelError::Length { expected, found: len })?;
+        let (metadata, graph) = (header.u32().ok_or(short)? as usize, header.u32().ok_or(short)? as usize);
+        Ok(Header { content, metadata, graph })
+    }
+}
+
+impl<'a> Model<'a> {
+    /// Reads a model file's bytes and checks all of it.
+    ///
+    /// # Errors
+    /// When the bytes are no model, are damaged, or hold a node that cannot be.
+    pub fn parse(file: &'a [u8]) -> Result<Self, ModelError> {
+        let (content, checksum) = file.split_at(Header::parse(file, file.len() as u64)?.content);
+        if blake3::hash(content).as_bytes() != checksum {
+            return Err(ModelError::Checksum);
         }
-        let lengths = [header.u32().ok_or(short)?, header.u32().ok_or(short)?];
+        let model = Self::parse_graph(file, file.len() as u64)?;
+        model.check_nodes(true)?;
+        Ok(model)
+    }
+
+    /// Reads bytes that [`Model::parse`] has accepted before, without looking at their tensors again.
+    ///
+    /// # Errors
+    /// As [`Model::parse`].
+    pub fn parse_again(file: &'a [u8]) -> Result<Self, ModelError> {
+        let model = Self::parse_graph(file, file.len() as u64)?;
+        model.check_nodes(false)?;
+        Ok(model)
+    }
+
+    /// Reads the beginning of a file of `len` bytes, at least its graph; what tensors it does not reach are empty.
+    /// `values`: whether those that it reaches are checked.
+    #[cfg(feature = "std")]
+    pub(crate) fn parse_beginning(file: &'a [u8], len: u64, values: bool) -> Result<Self, ModelError> {
+        let model = Self::parse_graph(file, len)?;
+        model.check_nodes(values)?;
+        Ok(model)
+    }
+
+    /// `file` may be the beginning alone of a file of `len` bytes.
+    fn parse_graph(file: &'a [u8], len: u64) -> Result<Self, ModelError> {
+        let Header { content, metadata, graph } = Header::parse(file, len)?;
         let problem = |problem| ModelError::Node { index: 0, problem };
-        let mut body = Cursor(&file[HEADER..file.len() - CHECKSUM]);
-        let metadata = body.take(lengths[0] as usize).ok_or(problem("the metadata is longer than the file"))?;
+        let mut body = Cursor(&file[HEADER..content.min(file.len())]);
+        let metadata = body.take(metadata).ok_or(problem("the metadata is longer than the file"))?;
         let metadata = core::str::from_utf8(metadata).map_err(|_| problem("the metadata is not UTF-8"))?;
-        let mut graph = Cursor(body.take(lengths[1] as usize).ok_or(problem("the graph is longer than the file"))?);
+        let mut graph = Cursor(body.take(graph).ok_or(problem("the graph is longer than the file"))?);
         let count = graph.u32().ok_or(problem("the graph is empty"))? as usize;
         let flags = graph.u32().ok_or(problem("the graph is empty"))?;
         // A node has at least 20 bytes.
         if count == 0 || count > graph.0.len() / 20 {
             return Err(problem("the number of nodes does not fit the graph's length"));
         }
-        Ok(Model { file, metadata, nodes: graph.0, count, align_corners: flags & 1 == 1 })
+        Ok(Model { file, content, metadata, nodes: graph.0, count, align_corners: flags & 1 == 1 })
     }
 
     /// Checks every node, and if asked the values of its tensors.
@@ -370,17 +431,24 @@ impl<'a> Model<'a> {
         (0..model.count).map_while(move |index| model.node(&mut cursor, index).ok())
     }
 
-    /// A tensor's bytes: offset from the file's start and length.
-    fn tensor(&self, cursor: &mut Cursor<'a>, unit: usize, count: usize) -> Option<&'a [u8]> {
+    /// A tensor's offset from the file's start, and its bytes: none where not so much of the file is held.
+    fn tensor(&self, cursor: &mut Cursor<'a>, unit: usize, count: usize) -> Option<(usize, &'a [u8])> {
         let (offset, len) = (cursor.u64()?, cursor.u64()?);
         let (offset, len) = (usize::try_from(offset).ok()?, usize::try_from(len).ok()?);
-        let end = offset.checked_add(len).filter(|&end| end <= self.file.len() - CHECKSUM)?;
-        (len == unit.checked_mul(count)?).then(|| &self.file[offset..end])
+        let end = offset.checked_add(len).filter(|&end| end <= self.content)?;
+        (len == unit.checked_mul(count)?).then(|| (offset, self.file.get(offset..end).unwrap_or_default()))
     }
 
     fn requantization(&self, cursor: &mut Cursor<'a>, channels: usize) -> Result<Requantization<'a>, &'static str> {
-        let mut tensor = |unit| self.tensor(cursor, unit, channels).ok_or("its requantisation lies outside the file");
-        Ok(Requantization { multiplier: tensor(4)?, bias: tensor(8)?, shift: tensor(1)? })
+        let mut end = 0;
+        let mut tensor = |unit| {
+            let (offset, bytes) =
+                self.tensor(cursor, unit, channels).ok_or("its requantisation lies outside the file")?;
+            end = end.max(offset + unit * channels);
+            Ok(bytes)
+        };
+        let (multiplier, bias, shift) = (tensor(4)?, tensor(8)?, tensor(1)?);
+        Ok(Requantization { multiplier, bias, shift, end })
     }
 
     /// Reads one node from the cursor and checks it.
@@ -478,7 +546,8 @@ impl<'a> Model<'a> {
         let weight_exponent = cursor.i32().ok_or(size)?;
         let factors = [kernel[1], c_in, c_out];
         let count = factors.into_iter().try_fold(kernel[0], usize::checked_mul).ok_or(size)?;
-        let weights = as_i8(self.tensor(cursor, 1, count).ok_or("its weights lie outside the file")?);
+        let (weights_at, weights) = self.tensor(cursor, 1, count).ok_or("its weights lie outside the file")?;
+        let weights = as_i8(weights);
         let requantization = self.requantization(cursor, c_out)?;
         if transposed.is_some_and(|padding| (0..2).any(|axis| padding[axis] >= stride[axis])) {
             return Err("its output padding is not smaller than its stride");
@@ -492,6 +561,7 @@ impl<'a> Model<'a> {
             c_out,
             transposed,
             weights,
+            weights_at,
             weight_exponent,
             requantization,
         };

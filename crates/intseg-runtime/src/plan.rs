@@ -1,5 +1,7 @@
 //! Shapes and memory of a run, before anything runs.
 
+mod fuse;
+
 use crate::model::{Conv, Depthwise, Element, Model, Node, Op, Product};
 use core::fmt;
 use intseg_kernels::requantize::Contribution;
@@ -39,6 +41,26 @@ impl Shape {
     }
 }
 
+/// What becomes of a node's output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Destination {
+    /// It lies whole in a place of its own.
+    #[default]
+    Own,
+    /// It never exists: a convolution whose one reader is the next node, a sum, which adds the other input tile by tile.
+    Sum,
+    /// So many of its rows at a time lie in a place of their own: a convolution whose one reader is the next node, a max
+    /// pooling, which takes them strip by strip.
+    Strips(usize),
+    /// Its one reader is a concatenation, in whose place it is written straight to its channels.
+    Concat {
+        /// The concatenation.
+        node: usize,
+        /// Its first channel there.
+        first: usize,
+    },
+}
+
 /// Where a node's output lies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slot {
@@ -52,6 +74,8 @@ pub struct Slot {
     pub last_reader: usize,
     /// The exponent of its values.
     pub exponent: i32,
+    /// What becomes of it.
+    pub destination: Destination,
 }
 
 impl Slot {
@@ -60,9 +84,19 @@ impl Slot {
         self.element == Element::I16
     }
 
-    /// Its elements.
+    /// Its elements, as many as have a place of their own.
     pub fn range(&self) -> core::ops::Range<usize> {
-        self.offset..self.offset.saturating_add(self.shape.len())
+        let len = match self.destination {
+            Destination::Own => self.shape.len(),
+            Destination::Strips(rows) => rows.saturating_mul(self.shape.w * self.shape.c),
+            Destination::Sum | Destination::Concat { .. } => 0,
+        };
+        self.offset..self.offset.saturating_add(len)
+    }
+
+    /// Bytes that it takes.
+    fn bytes(&self) -> usize {
+        self.range().len().saturating_mul(if self.wide() { 2 } else { 1 })
     }
 }
 
@@ -161,7 +195,7 @@ pub struct Plan<'s> {
 }
 
 /// The geometry of a convolution from `from`, or of that whose adjoint a transposed one is.
-fn geometry(conv: &Conv, from: Shape) -> Conv2d {
+pub(crate) fn geometry(conv: &Conv, from: Shape) -> Conv2d {
     let [c_in, c_out] = match conv.transposed {
         None => [conv.c_in, conv.c_out],
         Some(_) => [conv.c_out, conv.c_in],
@@ -204,16 +238,47 @@ pub(crate) fn convolution(conv: &Conv, input: &Slot, output: Shape) -> Convoluti
     Convolution { geometry: geometry(conv, from), direction, signed: input.element == Element::I8 }
 }
 
+/// A convolution as packing weights knows it: the image's size does not matter.
+#[cfg(feature = "std")]
+pub(crate) fn packing(conv: &Conv, input: Element) -> Convolution {
+    let shape = Shape { h: 1, w: 1, c: conv.c_in };
+    convolution(conv, &Slot { shape, element: input, ..Slot::default() }, Shape { c: conv.c_out, ..shape })
+}
+
 impl<'s> Plan<'s> {
-    /// Plans a run on an image of `h` rows and `w` columns. `slots` holds the plan; it must have one element a node.
+    /// Plans a run on an image of `h` rows and `w` columns, in which outputs that one node alone reads need not exist
+    /// ([`Destination`]). `slots` holds the plan; it must have one element a node.
     ///
     /// # Errors
     /// When the image has no pixels or too many, or a layer does not fit its input.
     pub fn new<'a>(
         model: &Model<'a>,
+        size: [usize; 2],
+        ctx: Context,
+        slots: &'s mut [Slot],
+    ) -> Result<Self, PlanError<'a>> {
+        Self::with(model, size, ctx, slots, fuse::fuse)
+    }
+
+    /// As [`Plan::new`]; every node's output exists until the next node has run.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn with_every_output<'a>(
+        model: &Model<'a>,
+        size: [usize; 2],
+        ctx: Context,
+        slots: &'s mut [Slot],
+    ) -> Result<Self, PlanError<'a>> {
+        Self::with(model, size, ctx, slots, |_, _| {})
+    }
+
+    fn with<'a>(
+        model: &Model<'a>,
         [h, w]: [usize; 2],
         ctx: Context,
         slots: &'s mut [Slot],
+        fuse: impl Fn(&Model, &mut [Slot]),
     ) -> Result<Self, PlanError<'a>> {
         if ![h, w].iter().all(|side| (1..=MAX_SIDE).contains(side)) {
             return Err(PlanError::ImageSize { h, w });
@@ -224,7 +289,8 @@ impl<'s> Plan<'s> {
             let shape = shape_of(&node, slots, [h, w]).and_then(check_shape).map_err(layer)?;
             check_elements(&node, slots).and_then(|()| check_exponents(&node, slots)).map_err(layer)?;
             let (element, exponent) = (node.element, node.exponent);
-            slots[index] = Slot { shape, element, offset: 0, last_reader: index, exponent };
+            let destination = Destination::Own;
+            slots[index] = Slot { shape, element, offset: 0, last_reader: index, exponent, destination };
             // What a resize takes its size from need not live for it.
             let read = if matches!(node.op, Op::Resize { .. }) { 1 } else { node.inputs().len() };
             node.inputs().take(read).for_each(|input| slots[input].last_reader = index);
@@ -234,6 +300,7 @@ impl<'s> Plan<'s> {
         }
         // The class map is made from the logits after the last node.
         slots[model.len() - 1].last_reader = model.len();
+        fuse(model, slots);
         let mut sizes = place(slots);
         for (index, node) in model.nodes().enumerate() {
             measure(&mut sizes, &node, index, slots, ctx);
@@ -361,26 +428,36 @@ fn shape_of(node: &Node, slots: &[Slot], [h, w]: [usize; 2]) -> Result<Shape, &'
 
 /// Gives each output the lowest place that is free for as long as it lives.
 fn place(slots: &mut [Slot]) -> Sizes {
+    const NOWHERE: usize = usize::MAX;
     let mut sizes = Sizes::default();
+    slots.iter_mut().for_each(|slot| slot.offset = NOWHERE);
     for index in 0..slots.len() {
-        let (before, rest) = slots.split_at_mut(index);
-        let slot = &mut rest[0];
-        let live = |other: &&Slot| other.wide() == slot.wide() && other.last_reader >= index;
-        let free = |offset: usize| {
-            let end = offset.saturating_add(slot.shape.len());
-            before.iter().filter(live).all(|other| other.offset >= end || other.range().end <= offset)
+        // A concatenation lives from its first part on.
+        let placed = match slots[index].destination {
+            Destination::Concat { node, .. } => node,
+            _ => index,
         };
-        let ends = before.iter().filter(live).map(|other| other.range().end);
-        let offset = core::iter::once(0).chain(ends).filter(|&offset| free(offset)).min();
-        slot.offset = offset.expect("behind the last live one there is room");
-        let end = slot.range().end;
-        let total = if slot.wide() { &mut sizes.words } else { &mut sizes.bytes };
-        *total = end.max(*total);
-        let live = slots[..=index].iter().filter(|slot| slot.last_reader >= index);
-        let bytes = live.map(|slot| slot.shape.len() * if slot.wide() { 2 } else { 1 });
-        let bytes = bytes.fold(0, usize::saturating_add);
-        sizes.lower_bound = sizes.lower_bound.max(bytes);
+        if slots[placed].offset == NOWHERE {
+            let slot = Slot { offset: 0, ..slots[placed] };
+            let live = || {
+                let placed = slots.iter().filter(|other| other.offset != NOWHERE);
+                placed.filter(|other| other.wide() == slot.wide() && other.last_reader >= index)
+            };
+            let free = |offset: usize| {
+                let end = offset.saturating_add(slot.range().len());
+                live().all(|other| other.offset >= end || other.range().end <= offset)
+            };
+            let ends = live().map(|other| other.range().end);
+            let offset = core::iter::once(0).chain(ends).filter(|&offset| free(offset)).min();
+            slots[placed].offset = offset.expect("behind the last live one there is room");
+            let end = slots[placed].range().end;
+            let total = if slot.wide() { &mut sizes.words } else { &mut sizes.bytes };
+            *total = end.max(*total);
+        }
+        let live = slots.iter().filter(|slot| slot.offset != NOWHERE && slot.last_reader >= index);
+        sizes.lower_bound = sizes.lower_bound.max(live.map(Slot::bytes).fold(0, usize::saturating_add));
     }
+    slots.iter_mut().filter(|slot| slot.offset == NOWHERE).for_each(|slot| slot.offset = 0);
     sizes
 }
 

@@ -148,11 +148,39 @@ pub struct ModelSpec {
 }
 
 /// The graph's bytes and, behind it, the tensors'.
+#[derive(Default)]
 struct Writer {
     graph: Vec<u8>,
-    tensors: Vec<u8>,
-    /// Where in `graph` a tensor's offset is to be completed.
+    constants: Tensors,
+    weights: Tensors,
+}
+
+/// Tensors that lie one behind the other.
+#[derive(Default)]
+struct Tensors {
+    bytes: Vec<u8>,
+    /// Where in the graph a tensor's offset is to be completed.
     offsets: Vec<usize>,
+}
+
+impl Tensors {
+    /// Adds a tensor, and names it in the graph.
+    fn push(&mut self, graph: &mut Vec<u8>, bytes: impl IntoIterator<Item = u8>) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(64), 0);
+        self.offsets.push(graph.len());
+        let from = self.bytes.len();
+        self.bytes.extend(bytes);
+        graph.extend((from as u64).to_le_bytes());
+        graph.extend(((self.bytes.len() - from) as u64).to_le_bytes());
+    }
+
+    /// Completes the offsets for tensors that begin at `start` of the file.
+    fn begin_at(&self, graph: &mut [u8], start: usize) {
+        for at in &self.offsets {
+            let field: &mut [u8; 8] = graph[*at..].first_chunk_mut().expect("an offset has 8 bytes");
+            *field = (u64::from_le_bytes(*field) + start as u64).to_le_bytes();
+        }
+    }
 }
 
 impl Writer {
@@ -160,19 +188,10 @@ impl Writer {
         values.into_iter().for_each(|v| self.graph.extend((v as u32).to_le_bytes()));
     }
 
-    fn tensor(&mut self, bytes: impl IntoIterator<Item = u8>) {
-        self.tensors.resize(self.tensors.len().next_multiple_of(64), 0);
-        self.offsets.push(self.graph.len());
-        let from = self.tensors.len();
-        self.tensors.extend(bytes);
-        self.graph.extend((from as u64).to_le_bytes());
-        self.graph.extend(((self.tensors.len() - from) as u64).to_le_bytes());
-    }
-
     fn requantization(&mut self, r: &RequantizationSpec) {
-        self.tensor(r.multiplier.iter().flat_map(|v| v.to_le_bytes()));
-        self.tensor(r.bias.iter().flat_map(|v| v.to_le_bytes()));
-        self.tensor(r.shift.iter().copied());
+        self.constants.push(&mut self.graph, r.multiplier.iter().flat_map(|v| v.to_le_bytes()));
+        self.constants.push(&mut self.graph, r.bias.iter().flat_map(|v| v.to_le_bytes()));
+        self.constants.push(&mut self.graph, r.shift.iter().copied());
     }
 
     fn node(&mut self, node: &NodeSpec) {
@@ -187,7 +206,7 @@ impl Writer {
                 self.u32s(transposed.iter().flatten().copied());
                 self.u32s(geometry.iter().flatten().chain(channels).copied());
                 self.graph.extend(weight_exponent.to_le_bytes());
-                self.tensor(weights.iter().map(|&w| w as u8));
+                self.weights.push(&mut self.graph, weights.iter().map(|&w| w as u8));
                 self.requantization(requantization);
             }
             OpSpec::Affine(requantization) => {
@@ -213,10 +232,11 @@ impl Writer {
                 let channels = requantization.shift.len();
                 self.u32s(geometry.iter().flatten().copied().chain([channels, channels]));
                 [zero, weight_exponent].iter().for_each(|v| self.graph.extend(v.to_le_bytes()));
-                self.tensor(weights.iter().map(|&w| w as u8));
+                // Not packed, and so with what is held.
+                self.constants.push(&mut self.graph, weights.iter().map(|&w| w as u8));
                 self.requantization(requantization);
             }
-            OpSpec::Table(table) => self.tensor(table.iter().copied()),
+            OpSpec::Table(table) => self.constants.push(&mut self.graph, table.iter().copied()),
             OpSpec::Product { zero, requantization } => {
                 self.u32s([requantization.shift.len(), 1]);
                 self.graph.extend(zero.to_le_bytes());
@@ -230,16 +250,15 @@ impl Writer {
 impl ModelSpec {
     /// The model file's bytes: the same for the same model, always.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut w = Writer { graph: Vec::new(), tensors: Vec::new(), offsets: Vec::new() };
+        let mut w = Writer::default();
         w.u32s([self.nodes.len(), usize::from(self.align_corners)]);
         self.nodes.iter().for_each(|node| w.node(node));
-        let tensors_at = (HEADER + self.metadata.len() + w.graph.len()).next_multiple_of(64);
-        for at in &w.offsets {
-            let field: &mut [u8; 8] = w.graph[*at..].first_chunk_mut().expect("an offset has 8 bytes");
-            *field = (u64::from_le_bytes(*field) + tensors_at as u64).to_le_bytes();
-        }
+        let constants_at = (HEADER + self.metadata.len() + w.graph.len()).next_multiple_of(64);
+        let weights_at = (constants_at + w.constants.bytes.len()).next_multiple_of(64);
+        w.constants.begin_at(&mut w.graph, constants_at);
+        w.weights.begin_at(&mut w.graph, weights_at);
         let version = self.nodes.iter().map(|node| node.op.version()).max().unwrap_or(VERSION);
-        let total = tensors_at + w.tensors.len() + CHECKSUM;
+        let total = weights_at + w.weights.bytes.len() + CHECKSUM;
         let mut bytes = Vec::with_capacity(total);
         bytes.extend(MAGIC);
         bytes.extend(version.to_le_bytes());
@@ -249,8 +268,10 @@ impl ModelSpec {
         bytes.extend((w.graph.len() as u32).to_le_bytes());
         bytes.extend(self.metadata.as_bytes());
         bytes.extend(&w.graph);
-        bytes.resize(tensors_at, 0);
-        bytes.extend(&w.tensors);
+        bytes.resize(constants_at, 0);
+        bytes.extend(&w.constants.bytes);
+        bytes.resize(weights_at, 0);
+        bytes.extend(&w.weights.bytes);
         let checksum = blake3::hash(&bytes);
         bytes.extend(checksum.as_bytes());
         bytes

@@ -3,10 +3,10 @@
 mod common;
 
 use common::naive::{self, Values};
-use common::{Threads, decoder, image, mobile, pyramid, residual, tiny};
+use common::{Threads, bottlenecks, decoder, image, mobile, pooled, pyramid, residual, tiny};
 use intseg_kernels::{Context, Isa, bytes::as_i8};
 use intseg_runtime::writer::ModelSpec;
-use intseg_runtime::{Element, Engine, Memory, Slot};
+use intseg_runtime::{Destination, Element, Engine, Memory, Model, Plan, Slot, execute, load};
 
 const SIZES: [[usize; 2]; 5] = [[1, 1], [1, 37], [33, 65], [97, 64], [40, 7]];
 
@@ -39,12 +39,83 @@ fn check(spec: &ModelSpec) {
                 visited += 1;
             });
             match &wanted {
-                Some((_, wanted)) => {
+                Some((outputs, wanted)) => {
                     done.unwrap_or_else(|e| panic!("{way}: {e}"));
                     assert_eq!((visited, &classes), (spec.nodes.len(), wanted), "{way}");
+                    classes.fill(9);
+                    engine.run(ctx, size, &pixels, &mut classes).unwrap();
+                    assert_eq!(&classes, wanted, "{way}, fused");
+                    check_fused(spec, &file, ctx, size, &pixels, outputs);
                 }
                 None => assert!(done.is_err(), "{way}"),
             }
+        }
+    }
+}
+
+/// Runs a model whose nodes run together where they can, and compares the outputs that exist.
+fn check_fused(spec: &ModelSpec, file: &[u8], ctx: Context, size: [usize; 2], pixels: &[u8], wanted: &[Values]) {
+    let model = Model::parse(file).unwrap();
+    let mut slots = vec![Slot::default(); model.len()];
+    let plan = Plan::new(&model, size, ctx, &mut slots).unwrap();
+    let mut arena = vec![0xA5; plan.sizes.arena_bytes()];
+    let mut memory = Memory::in_arena(&plan.sizes, &mut arena).unwrap();
+    load(&model, &plan, ctx, &mut memory);
+    execute(&model, &plan, ctx, &mut memory, pixels, &mut vec![0; size[0] * size[1]], |index, slot, memory| {
+        let node = &spec.nodes[index];
+        let exists = slot.destination == Destination::Own;
+        // A concatenation is whole when it has run itself.
+        assert!(!exists || values(slot, memory, node.element) == wanted[index], "{} {size:?}", node.name);
+    });
+}
+
+/// What becomes of each node's output.
+fn destinations(spec: &ModelSpec, size: [usize; 2]) -> Vec<Destination> {
+    let file = spec.to_bytes();
+    let model = Model::parse(&file).unwrap();
+    let mut slots = vec![Slot::default(); model.len()];
+    let plan = Plan::new(&model, size, Context::reference(), &mut slots).unwrap();
+    plan.slots.iter().map(|slot| slot.destination).collect()
+}
+
+#[test]
+fn sums_behind_a_convolution_are_exact_at_every_size_on_every_instruction_set() {
+    check(&bottlenecks());
+    let added = destinations(&bottlenecks(), [33, 65]).iter().filter(|&&d| d == Destination::Sum).count();
+    assert_eq!(added, 5, "one exponent is too far, and one sum takes a convolution twice");
+}
+
+#[test]
+fn branches_of_a_concatenation_are_written_to_their_channels() {
+    let concat = |destination: &Destination| matches!(destination, Destination::Concat { .. });
+    // Three dilated branches and the pooled one; the first occurs twice.
+    assert_eq!(destinations(&pyramid(false), [33, 65]).iter().filter(|d| concat(d)).count(), 4);
+}
+
+#[test]
+fn convolutions_that_are_pooled_strip_by_strip_are_exact() {
+    let (square, size) = ([[2; 2], [2; 2], [0; 2]], [201, 190]);
+    for (geometry, channels, pool, ceil, strips) in [
+        (common::same(3, 1), 120, square, true, true),
+        (common::same(3, 3), 117, [[2; 2], [3, 2], [1, 0]], false, true),
+        ([[5, 3], [2, 1], [2, 1], [4, 0]], 250, [[2, 3], [2; 2], [1; 2]], true, true),
+        ([[7, 3], [3, 1], [1; 2], [3, 0]], 400, square, false, true),
+        ([[3; 2], [1; 2], [1; 2], [0; 2]], 120, square, false, true),
+        // Windows that overlap; padding that is no whole number of rows; an output too small.
+        (common::same(3, 1), 120, [[3; 2], [2; 2], [1; 2]], false, false),
+        ([[3; 2], [2, 1], [1; 2], [1; 2]], 250, square, false, false),
+        (common::same(3, 1), 20, square, false, false),
+    ] {
+        let spec = pooled(geometry, channels, pool, ceil);
+        let is_strip = matches!(destinations(&spec, size)[1], Destination::Strips(_));
+        assert_eq!(is_strip, strips, "{geometry:?} {pool:?}");
+        if !strips {
+            continue;
+        }
+        let (file, pixels) = (spec.to_bytes(), image(size, 3));
+        let (wanted, _) = naive::run(&spec, &pixels, size).unwrap();
+        for (isa, threads) in Isa::available().flat_map(|isa| [(isa, 1), (isa, 3)]) {
+            check_fused(&spec, &file, Context { isa, pool: &Threads(threads) }, size, &pixels, &wanted);
         }
     }
 }

@@ -5,8 +5,12 @@ use crate::data::{Dataset, palette};
 use crate::fold::Metadata;
 use crate::summary::LayerSummary;
 use crate::threads::Threads;
-use intseg_kernels::{Context, Isa};
-use intseg_runtime::{Engine, EngineError, Interpolation, Model, ModelError, Node, Op, Plan, Shape, Sizes, Slot};
+use intseg_kernels::{Context, Inline, Isa};
+use intseg_runtime::{
+    Engine, EngineError, Interpolation, Model, ModelError, Node, Op, OpenError, Plan, Shape, Sizes, Slot,
+};
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -73,16 +77,39 @@ impl Predictor {
     /// # Errors
     /// When the file cannot be read or is no model that this program can run.
     pub fn load(path: &Path, isa: Isa) -> Result<Self, PredictorError> {
-        let bytes = std::fs::read(path).map_err(|source| PredictorError::Read { path: path.to_owned(), source })?;
-        Self::from_bytes(bytes, path, isa)
+        let failed = |source| PredictorError::Read { path: path.to_owned(), source };
+        let file = File::open(path).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        if metadata.is_file() {
+            return Self::open(file, metadata.len(), path, isa);
+        }
+        // A pipe does not tell its length.
+        let bytes = std::fs::read(path).map_err(failed)?;
+        Self::open(&bytes[..], bytes.len() as u64, path, isa)
     }
 
-    /// Takes a model file's bytes; `path` is for messages.
+    /// Reads a model file of `len` bytes; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Predictor::load`].
+    pub fn open(read: impl Read, len: u64, path: &Path, isa: Isa) -> Result<Self, PredictorError> {
+        let engine = Engine::open(read, len, Context { isa, pool: &Inline }).map_err(|error| match error {
+            OpenError::Read(source) => PredictorError::Read { path: path.to_owned(), source },
+            OpenError::Model(source) => PredictorError::Model { path: path.to_owned(), source },
+        })?;
+        Self::new(engine, path, isa)
+    }
+
+    /// Takes a model file's bytes and holds them beside the packed weights; `path` is for messages.
     ///
     /// # Errors
     /// When the bytes are no model that this program can run.
     pub fn from_bytes(bytes: Vec<u8>, path: &Path, isa: Isa) -> Result<Self, PredictorError> {
         let engine = Engine::new(bytes).map_err(|source| PredictorError::Model { path: path.to_owned(), source })?;
+        Self::new(engine, path, isa)
+    }
+
+    fn new(engine: Engine, path: &Path, isa: Isa) -> Result<Self, PredictorError> {
         let misfit = |problem: String| PredictorError::Metadata { path: path.to_owned(), problem };
         let mut metadata: Metadata =
             serde_json::from_str(engine.model().metadata()).map_err(|e| misfit(e.to_string()))?;
@@ -101,7 +128,7 @@ impl Predictor {
         &self.metadata
     }
 
-    /// The model.
+    /// The model. Its weights are there if it came from bytes, or was loaded for [`Isa::Scalar`], which does not pack them.
     pub fn model(&self) -> Model<'_> {
         self.engine.model()
     }
@@ -175,7 +202,7 @@ impl Predictor {
         threads.install(move || {
             let mut times = Vec::new();
             let mut last = Instant::now();
-            engine.run_with(ctx, size, image, classes, |_, _, _| {
+            engine.run_watched(ctx, size, image, classes, |_| {
                 let now = Instant::now();
                 times.push(now - last);
                 last = now;
@@ -198,7 +225,7 @@ impl Predictor {
 
 fn layers_of(model: &Model, size: [usize; 2], isa: Isa) -> Result<Vec<LayerSummary>, String> {
     let mut slots = vec![Slot::default(); model.len()];
-    let ctx = Context { isa, pool: &intseg_kernels::Inline };
+    let ctx = Context { isa, pool: &Inline };
     let plan = Plan::new(model, size, ctx, &mut slots).map_err(|e| e.to_string())?;
     Ok(model.nodes().enumerate().map(|(index, node)| summarize(&node, index, plan.slots)).collect())
 }
@@ -209,8 +236,8 @@ fn summarize(node: &Node, index: usize, slots: &[Slot]) -> LayerSummary {
         Op::Conv(conv) => {
             // Each weight is used once for every pixel of the smaller side.
             let smaller = if conv.transposed.is_some() { slots[node.input(0)].shape } else { slots[index].shape };
-            let macs = (smaller.h * smaller.w * conv.weights.len()) as u64;
-            (macs, conv.weights.len(), Some(conv.accumulator_bound()))
+            let macs = (smaller.h * smaller.w * conv.weights_len()) as u64;
+            (macs, conv.weights_len(), Some(conv.accumulator_bound()))
         }
         Op::Depthwise(depthwise) => {
             let macs = (h * w * depthwise.weights.len()) as u64;

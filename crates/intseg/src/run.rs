@@ -364,7 +364,7 @@ impl<'a> Run<'a> {
     /// Scores the deployable model on the validation split, and keeps it if it is the best so far.
     fn evaluate(&mut self, observe: &mut (dyn FnMut(&Event) + Send)) -> Result<(), RunError> {
         let model = self.model();
-        let mut engine = Engine::new(model.clone()).expect("a folded model is a model");
+        let mut engine = Engine::open(&model[..], model.len() as u64, self.ctx).expect("a folded model is a model");
         let classes = self.config.network.classes;
         let matrix = evaluate(&mut engine, self.ctx, &self.dataset, &self.val, classes, |_| {})?;
         let report = matrix.report(Absent::Skip);

@@ -128,7 +128,8 @@ impl Bench {
         if let Some(path) = &self.save {
             return Ok(intseg::data::image::write_atomically(path, &model)?);
         }
-        let predictor = Predictor::from_bytes(model, Path::new(arch), isa)?;
+        let predictor = Predictor::open(&model[..], model.len() as u64, Path::new(arch), isa)?;
+        drop(model);
         self.print(&self.time_prediction(predictor, isa, &threads)?)
     }
 

@@ -3,3 +3,4 @@
 pub mod convolution;
 pub mod peak;
 pub(crate) mod weight_gradient;
+pub(crate) mod winograd;

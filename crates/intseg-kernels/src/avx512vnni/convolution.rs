@@ -5,9 +5,9 @@ use crate::Context;
 use crate::conv::gather::{self, MicroKernel, Reads};
 use crate::conv::{Convolution, Input, Line, Store};
 use crate::isa::Avx512Vnni;
+use core::arch::asm;
 use core::arch::x86_64::{
-    __m512i, _mm512_add_epi32, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_si512,
-    _mm512_storeu_si512,
+    __m512i, _mm512_add_epi32, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_setzero_si512, _mm512_storeu_si512,
 };
 
 /// Channels of a panel: 16 where 32 would leave half of the work unused.
@@ -66,7 +66,8 @@ unsafe fn accumulate<const PIXELS: usize, const VECTORS: usize, const SIGNED: bo
     for tap in reads.taps {
         let sources: &[*const u8; PIXELS] = reads.sources[tap.sources].first_chunk().expect("a table is wide enough");
         let mut weights = panel[tap.index * c4 * VECTORS..][..c4 * VECTORS].as_ptr().cast::<__m512i>();
-        for group in 0..c4 {
+        let mut at = tap.offset;
+        for _ in 0..c4 {
             let mut four = [_mm512_setzero_si512(); VECTORS];
             for (v, four) in four.iter_mut().enumerate() {
                 // SAFETY: the slice above has `c4 · VECTORS` lines.
@@ -76,10 +77,19 @@ unsafe fn accumulate<const PIXELS: usize, const VECTORS: usize, const SIGNED: bo
             weights = unsafe { weights.add(VECTORS) };
             #[allow(clippy::needless_range_loop, reason = "an index unrolls into registers")]
             for m in 0..PIXELS {
+                let input: __m512i;
+                // In assembly, since the compiler would rather step 14 pointers than one index, and then keeps most of
+                // them in memory: with a load for each, loads take longer than products.
                 // SAFETY: each source has four bytes at every step, as the caller promises.
-                let word =
-                    unsafe { sources[m].offset(tap.offset + (group * step) as isize).cast::<i32>().read_unaligned() };
-                let input = _mm512_set1_epi32(word);
+                unsafe {
+                    asm!(
+                        "vpbroadcastd {input}, dword ptr [{source} + {at}]",
+                        input = lateout(zmm_reg) input,
+                        source = in(reg) sources[m],
+                        at = in(reg) at,
+                        options(pure, readonly, nostack, preserves_flags),
+                    );
+                }
                 for v in 0..VECTORS {
                     sums[m][v] = match SIGNED {
                         false => _mm512_dpbusd_epi32(sums[m][v], input, four[v]),
@@ -87,6 +97,7 @@ unsafe fn accumulate<const PIXELS: usize, const VECTORS: usize, const SIGNED: bo
                     };
                 }
             }
+            at += step as isize;
         }
     }
     for (out, sum) in tile.as_chunks_mut::<16>().0.iter_mut().zip(sums.as_flattened()) {

@@ -5,3 +5,4 @@ pub mod convolution;
 pub mod peak;
 pub(crate) mod requantize;
 pub(crate) mod weight_gradient;
+pub(crate) mod winograd;

@@ -1,9 +1,9 @@
 //! Forward and backward-data convolution.
 
-#[cfg(target_arch = "x86_64")]
-use super::gather;
 use super::store::{Accumulators, Requantized, Store};
 use super::{Conv2d, Direction, Input, Line, Output, Requantizer, Weights};
+#[cfg(target_arch = "x86_64")]
+use super::{gather, winograd};
 use crate::{Context, Isa, scalar};
 #[cfg(target_arch = "x86_64")]
 use crate::{avx2, avx512vnni};
@@ -87,8 +87,17 @@ impl Convolution {
 
     /// How many i32 of scratch a run takes.
     pub fn scratch_len(&self, ctx: Context) -> usize {
+        let threads = ctx.pool.threads();
         match ctx.isa {
-            Isa::Scalar => scalar::convolution::scratch_len(self, ctx.pool.threads()),
+            Isa::Scalar => scalar::convolution::scratch_len(self, threads),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) if winograd::pays::<avx2::winograd::Kernel>(self) => {
+                winograd::scratch_len::<avx2::winograd::Kernel>(self, threads)
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(_) if winograd::pays::<avx512vnni::winograd::Kernel>(self) => {
+                winograd::scratch_len::<avx512vnni::winograd::Kernel>(self, threads)
+            }
             #[cfg(target_arch = "x86_64")]
             _ => gather::scratch_len(self),
         }
@@ -139,6 +148,14 @@ impl Convolution {
         match ctx.isa {
             Isa::Scalar => scalar::convolution::run(self, ctx, store, input, weights.raw, scratch),
             #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(isa) if winograd::pays::<avx2::winograd::Kernel>(self) => {
+                winograd::run(avx2::winograd::Kernel(isa), self, ctx, store, input, weights.packed, scratch);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(isa) if winograd::pays::<avx512vnni::winograd::Kernel>(self) => {
+                winograd::run(avx512vnni::winograd::Kernel(isa), self, ctx, store, input, weights.packed, scratch);
+            }
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx2(isa) => gather::run(
                 avx2::convolution::Kernel::new(isa, signed),
                 self,
@@ -151,5 +168,30 @@ impl Convolution {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni(isa) => avx512vnni::convolution::run(isa, self, ctx, store, input, weights.packed, scratch),
         }
+    }
+
+    /// Runs by Winograd tiles whether that pays or not; `false` where an instruction set has none.
+    #[cfg(test)]
+    pub(crate) fn run_winograd(&self, ctx: Context, out: &mut [i32], input: Input, weights: Weights) -> bool {
+        fn run<K: winograd::Multiply>(
+            kernel: K,
+            plan: &Convolution,
+            ctx: Context,
+            out: &mut [i32],
+            input: Input,
+            packed: &[Line],
+        ) {
+            let mut scratch = std::vec![-1; winograd::scratch_len::<K>(plan, ctx.pool.threads())];
+            let store = Accumulators::new(out, plan.target()[2]);
+            winograd::run(kernel, plan, ctx, &store, input, packed, &mut scratch);
+        }
+        match ctx.isa {
+            Isa::Scalar => return false,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(isa) => run(avx2::winograd::Kernel(isa), self, ctx, out, input, weights.packed),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(isa) => run(avx512vnni::winograd::Kernel(isa), self, ctx, out, input, weights.packed),
+        }
+        true
     }
 }

@@ -198,7 +198,7 @@ mod tests {
                 let mut out = vec![0i16; g.output_len()];
                 let bytes = if signed { Input::I8(crate::bytes::as_i8(&unsigned)) } else { Input::U8(&unsigned) };
                 let ctx = Context { isa, pool: &Threads(threads) };
-                let output = Output { data: OutputData::I16(&mut out), stride: g.c_out, offset: 0 };
+                let output = Output { data: OutputData::I16(&mut out), stride: g.c_out, offset: 0, addend: None };
                 plan.run_requantized(ctx, output, bytes, &weights, requantizer);
                 for (i, &got) in out.iter().enumerate() {
                     let (pixel, k) = (i / g.c_in, i % g.c_in);

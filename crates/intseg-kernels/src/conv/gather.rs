@@ -217,9 +217,9 @@ pub(crate) fn run<K: MicroKernel, S: Store>(
             let chunk = chunk_of(total, groups, ctx.pool.threads());
             let chunks: usize = regions.iter().map(|phase| tiles_of(phase).div_ceil(chunk)).sum();
             ctx.pool.run(groups * chunks, &|task, _| {
-                let first_panel = task / chunks * group;
+                let first_panel = task % groups * group;
                 let panels = first_panel..(first_panel + group).min(panels);
-                let mut number = task % chunks;
+                let mut number = task / groups;
                 for phase in regions.iter() {
                     let tiles = tiles_of(phase);
                     if number < tiles.div_ceil(chunk) {
@@ -238,7 +238,7 @@ pub(crate) fn run<K: MicroKernel, S: Store>(
                 let chunk = chunk_of(tiles, groups, ctx.pool.threads());
                 let chunks = tiles.div_ceil(chunk);
                 ctx.pool.run(groups * chunks, &|task, _| {
-                    let (first_panel, first_tile) = (task / chunks * group, task % chunks * chunk);
+                    let (first_panel, first_tile) = (task % groups * group, task / groups * chunk);
                     let panels = first_panel..(first_panel + group).min(panels);
                     let tiles = first_tile..(first_tile + chunk).min(tiles);
                     // SAFETY: as above.
@@ -314,6 +314,8 @@ impl Job<'_> {
         }
         for panel in panels {
             let weights = &self.packed[panel * self.panel_lines..][..self.panel_lines];
+            let first = panel * K::NR;
+            store.prepare(&pixels.out[..pixels.len], first, K::NR.min(target - first));
             let mut from = 0;
             while from < all {
                 let to = (from + MAX_TAPS).min(all);
@@ -326,7 +328,6 @@ impl Job<'_> {
                 gathered.correct(sums, K::NR);
                 from = to;
             }
-            let first = panel * K::NR;
             // SAFETY: this tile's pixels and this panel's channels are this call's alone, as the caller promises.
             unsafe { store.store(sums, K::NR, &pixels.out[..pixels.len], first, K::NR.min(target - first)) };
         }

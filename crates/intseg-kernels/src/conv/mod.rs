@@ -15,12 +15,15 @@ pub(crate) mod store;
 #[cfg(test)]
 mod tests;
 mod weight_gradient;
+pub(crate) mod winograd;
 
 pub use convolution::Convolution;
 pub use depthwise::Depthwise;
 pub(crate) use store::Store;
 pub use store::requantize;
 pub use weight_gradient::{Sum, WeightGradient};
+
+use crate::requantize::Contribution;
 
 /// The geometry of a convolution, always described in its forward direction.
 ///
@@ -127,6 +130,28 @@ impl Line {
     /// All zeros.
     pub const ZERO: Line = Line([0; 64]);
 
+    /// With some bits of each byte flipped.
+    #[inline(always)]
+    pub(crate) fn flipped(&self, bits: i8) -> [i8; 64] {
+        let mut bytes = self.0;
+        bytes.iter_mut().for_each(|byte| *byte ^= bits);
+        bytes
+    }
+
+    /// As 16-bit integers.
+    #[inline(always)]
+    pub(crate) fn words_mut(&mut self) -> &mut [i16; 32] {
+        // SAFETY: 64 bytes, aligned to their number, and any bits are valid for both.
+        unsafe { &mut *core::ptr::from_mut(self).cast() }
+    }
+
+    /// Some lines as 32-bit integers.
+    pub(crate) fn sums_mut(lines: &mut [Line]) -> &mut [i32] {
+        // SAFETY: a line is 64 bytes without padding, and any bits are valid for both.
+        let (_, sums, _) = unsafe { lines.align_to_mut::<i32>() };
+        sums
+    }
+
     /// The bytes of some lines.
     pub(crate) fn bytes_mut(lines: &mut [Line]) -> &mut [u8] {
         // SAFETY: a line is 64 bytes without padding, and any bits are valid for both.
@@ -183,6 +208,24 @@ pub struct Output<'a> {
     pub stride: usize,
     /// First channel to write.
     pub offset: usize,
+    /// What is added to the results before they are written.
+    pub addend: Option<Addend<'a>>,
+}
+
+/// A tensor that a convolution adds to its requantised results while the tile is in cache:
+/// `clamp(half_even((result · 2^scale + addend) / 2^shift))`, as [`crate::deploy::add`] computes of the two.
+#[derive(Clone, Copy, Debug)]
+pub struct Addend<'a> {
+    /// One element for each result, with its left shift, 0..=14: [`Contribution::U8`] or [`Contribution::I16`].
+    pub values: Contribution<'a>,
+    /// Left shift of the results, 0..=14. They have at most 16 bits.
+    pub scale: u32,
+    /// Right shift of the sum, 0..=31.
+    pub shift: u32,
+    /// Smallest sum.
+    pub low: i32,
+    /// Largest sum.
+    pub high: i32,
 }
 
 /// The element type of an [`Output`].

@@ -82,7 +82,7 @@ impl Phase {
     }
 
     /// How many pairs of row (or column) and tap lie inside the image.
-    fn inside(&self, axis: usize) -> usize {
+    pub fn inside(&self, axis: usize) -> usize {
         self.reaches(axis).map(|reach| self.valid(axis, reach)).map(|[from, to]| to - from).sum()
     }
 }

@@ -1,15 +1,20 @@
 //! What becomes of a finished tile of accumulators while it is in cache.
 
-use super::{Output, OutputData, Requantizer};
+use super::{Addend, Output, OutputData, Requantizer};
 use crate::Isa;
 #[cfg(target_arch = "x86_64")]
-use crate::avx512vnni::requantize::Channels;
+use crate::avx512vnni::requantize;
 use crate::pool::Disjoint;
-use crate::round::{half_even_i64, within};
-use crate::vector::Element;
+use crate::requantize::Contribution;
+use crate::round::{half_even_i32, half_even_i64, within};
+use crate::vector::{Element, LANES, Vector};
 
 /// Takes finished sums. Implementations write to the pixels and channels that they are given and to no others.
 pub(crate) trait Store: Sync {
+    /// Is told what [`Store::store`] will take next, so that it can fetch what it reads itself while the sums are computed.
+    #[inline(always)]
+    fn prepare(&self, _pixels: &[usize], _first: usize, _channels: usize) {}
+
     /// Takes `sums`, one row of `channels` values a pixel at distance `row`, for the output pixels `pixels` and the
     /// channels from `first` on.
     ///
@@ -52,6 +57,8 @@ pub(crate) struct Requantized<'a> {
     stride: usize,
     offset: usize,
     requantizer: Requantizer<'a>,
+    addend: Option<Addend<'a>>,
+    channels: usize,
 }
 
 enum Narrow<'a> {
@@ -62,9 +69,9 @@ enum Narrow<'a> {
 
 impl<'a> Requantized<'a> {
     /// # Panics
-    /// When the output has another length, or the requantizer another number of channels, than given.
+    /// When the output or the addend has another length, or the requantizer another number of channels, than given.
     pub fn new(isa: Isa, out: Output<'a>, requantizer: Requantizer<'a>, pixels: usize, channels: usize) -> Self {
-        let Output { data, stride, offset } = out;
+        let Output { data, stride, offset, addend } = out;
         let (len, out) = match data {
             OutputData::U8(data) => (data.len(), Narrow::U8(Disjoint::new(data))),
             OutputData::I8(data) => (data.len(), Narrow::I8(Disjoint::new(data))),
@@ -73,7 +80,15 @@ impl<'a> Requantized<'a> {
         assert!(len == pixels * stride && offset + channels <= stride, "output");
         let Requantizer { multiplier, bias, shift, .. } = requantizer;
         assert!(multiplier.len() == channels && bias.len() == channels && shift.len() == channels, "requantizer");
-        Requantized { isa, out, stride, offset, requantizer }
+        if let Some(Addend { values, scale, shift, .. }) = addend {
+            let (len, left) = match values {
+                Contribution::U8(values, left) => (values.len(), left),
+                Contribution::I16(values, left) => (values.len(), left),
+                _ => panic!("an addend has bytes without a sign or 16 bits"),
+            };
+            assert!(len == pixels * channels && (0..=14).contains(&left) && scale <= 14 && shift <= 31, "addend");
+        }
+        Requantized { isa, out, stride, offset, requantizer, addend, channels }
     }
 
     /// Requantises a tile's channels `first..first + channels` into `out`.
@@ -88,19 +103,26 @@ impl<'a> Requantized<'a> {
         let mut done = 0;
         #[cfg(target_arch = "x86_64")]
         if let Isa::Avx512Vnni(_) = self.isa {
-            while done + 16 <= channels {
-                // SAFETY: an `Avx512Vnni` value exists only where the features were found.
-                let constants = unsafe { Channels::new(&self.requantizer, first + done) };
-                for (values, &pixel) in sums.chunks(row).zip(pixels) {
-                    let at = place(pixel) + done;
-                    // SAFETY: no other call names this pixel and these channels, as the caller promises.
-                    let out: &mut [T; 16] = unsafe { out.piece(at, at + 16) }.try_into().expect("16 results");
-                    let values = values[done..].first_chunk().expect("a row holds its channels");
-                    // SAFETY: as for the constants.
-                    T::store(unsafe { constants.apply(values) }, out);
-                }
-                done += 16;
+            let groups = channels / LANES;
+            done = groups * LANES;
+            if let Some(&last) = pixels.iter().max() {
+                assert!(place(last) + done <= out.len(), "a pixel outside");
             }
+            // SAFETY: an `Avx512Vnni` value exists only where the features were found; all pixels lie in the output, and
+            // no other call names them and these channels, as the caller promises.
+            unsafe {
+                requantize::tile(
+                    &self.requantizer,
+                    [first, groups],
+                    (sums, row),
+                    pixels,
+                    (out.start().wrapping_add(place(0)), self.stride),
+                    (self.addend.as_ref(), self.channels),
+                );
+            }
+        }
+        if done == channels {
+            return;
         }
         let Requantizer { multiplier, bias, shift, low, high } = self.requantizer;
         let rest = first + done..first + channels;
@@ -109,11 +131,68 @@ impl<'a> Requantized<'a> {
             // SAFETY: no other call names this pixel and these channels, as the caller promises.
             let out = unsafe { out.piece(at + done, at + channels) };
             let constants = multiplier[rest.clone()].iter().zip(&bias[rest.clone()]).zip(&shift[rest.clone()]);
-            for ((out, &sum), ((&multiplier, &bias), &shift)) in out.iter_mut().zip(&values[done..]).zip(constants) {
-                *out = narrow(requantize(sum, multiplier, bias, shift, low, high));
+            let results = values[done..].iter().zip(constants);
+            let results = results.map(|(&sum, ((&m, &bias), &shift))| requantize(sum, m, bias, shift, low, high));
+            match &self.addend {
+                None => out.iter_mut().zip(results).for_each(|(out, result)| *out = narrow(result)),
+                Some(addend) => {
+                    let first = pixel * self.channels + rest.start;
+                    for (at, (out, result)) in out.iter_mut().zip(results).enumerate() {
+                        *out = narrow(addend.add_one(result, first + at));
+                    }
+                }
             }
         }
     }
+}
+
+impl Addend<'_> {
+    /// Adds the elements from `at` on to 16 results.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "instruction sets with vectors alone"))]
+    #[inline(always)]
+    pub(crate) fn add<V: Vector>(&self, results: V, at: usize) -> V {
+        let (values, left) = match self.values {
+            Contribution::U8(values, left) => (V::load_u8(values[at..].first_chunk().expect("16 elements")), left),
+            Contribution::I16(values, left) => (V::load_i16(values[at..].first_chunk().expect("16 elements")), left),
+            _ => return results,
+        };
+        let sum = results.shl(self.scale).add(values.shl(left as u32));
+        sum.half_even(self.shift).within(V::splat(self.low), V::splat(self.high))
+    }
+
+    /// Begins to load elements `at..at + len`: tiles read them in short pieces far apart, which no hardware foresees.
+    #[inline(always)]
+    fn prefetch(&self, at: usize, len: usize) {
+        match self.values {
+            Contribution::U8(values, _) => prefetch(&values[at..at + len]),
+            Contribution::I16(values, _) => prefetch(&values[at..at + len]),
+            _ => {}
+        }
+    }
+
+    /// Adds the element at `at` to a result.
+    #[inline(always)]
+    fn add_one(&self, result: i32, at: usize) -> i32 {
+        let (value, left) = match self.values {
+            Contribution::U8(values, left) => (values[at].into(), left),
+            Contribution::I16(values, left) => (i32::from(values[at]), left),
+            _ => return result,
+        };
+        // Two parts of at most 15 bits and sign, shifted left by at most 14, add up to at most 2^30.
+        half_even_i32((result << self.scale) + (value << left), self.shift).max(self.low).min(self.high)
+    }
+}
+
+/// Begins to load a slice into the first-level cache.
+#[inline(always)]
+fn prefetch<T>(values: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in values.chunks((64 / size_of::<T>()).max(1)) {
+        // SAFETY: every x86-64 processor has the instruction, and it accesses no memory that the program could see.
+        unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
 }
 
 /// The arguments of [`Store::store`].
@@ -133,6 +212,14 @@ pub fn requantize(sum: i32, multiplier: i32, bias: i64, shift: u8, low: i32, hig
 }
 
 impl Store for Requantized<'_> {
+    #[inline(always)]
+    fn prepare(&self, pixels: &[usize], first: usize, channels: usize) {
+        let Some(addend) = &self.addend else { return };
+        for pixel in pixels {
+            addend.prefetch(pixel * self.channels + first, channels);
+        }
+    }
+
     unsafe fn store(&self, sums: &[i32], row: usize, pixels: &[usize], first: usize, channels: usize) {
         let tile = Tile { sums, row, pixels, first, channels };
         self.isa.vectorize(

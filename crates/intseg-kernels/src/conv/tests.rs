@@ -1,7 +1,10 @@
 //! Every instruction set and number of threads against the definition.
 
 use super::reference;
-use super::{Conv2d, Convolution, Direction, Input, Line, Output, OutputData, Requantizer, WeightGradient, Weights};
+use super::{
+    Addend, Conv2d, Convolution, Direction, Input, Line, Output, OutputData, Requantizer, WeightGradient, Weights,
+};
+use crate::requantize::Contribution;
 use crate::testing::Threads;
 use crate::{Context, Dither, Isa, Role};
 use proptest::prelude::*;
@@ -99,7 +102,10 @@ proptest! {
     }
 
     #[test]
-    fn requantised_sums_are_the_requantised_definition(g in geometry(), signed: bool, kind in 0..3usize, offset in 0..5usize) {
+    fn requantised_sums_are_the_requantised_definition(
+        g in geometry(), signed: bool, kind in 0..3usize, offset in 0..5usize,
+        (added, left, scale, down) in (0..3usize, 0..15i32, 0..15u32, 0..32u32),
+    ) {
         let (low, high) = if signed { (-128, 127) } else { (0, 255) };
         let weights: Vec<i8> = narrow(&bytes(g.weights_len(), Fill::Random, 1, -127, 127));
         let input = bytes(g.input_len(), Fill::Random, 2, low, high);
@@ -114,13 +120,28 @@ proptest! {
             want.fill(3);
         }
         let untouched = want[0];
+        // What is added: nothing, bytes or 16-bit values.
+        let others = bytes(g.output_len(), Fill::Random, 6, if added == 2 { -32767 } else { 0 }, [0, 255, 32767][added]);
+        let (u8s, i16s): (Vec<u8>, Vec<i16>) =
+            if added == 1 { (narrow(&others), vec![]) } else { (vec![], narrow(&others)) };
+        let values = if added == 1 { Contribution::U8(&u8s, left) } else { Contribution::I16(&i16s, left) };
+        let sum_range = [(0, 255), (-100, 127), (-30000, 32767)][kind];
+        let addend = Addend { values, scale, shift: down, low: sum_range.0, high: sum_range.1 };
+        let addend = (added > 0).then_some(addend);
+        let half_even = |exact: i128, shift: u32| {
+            let (unit, floor) = (1i128 << shift, exact >> shift);
+            let twice = 2 * (exact - floor * unit);
+            floor + i128::from(twice > unit || (twice == unit && floor % 2 != 0))
+        };
         for (pixel, sums) in reference::forward(&g, &input, &weights).chunks(g.c_out).enumerate() {
             for (k, &sum) in sums.iter().enumerate() {
                 let exact = i128::from(sum) * i128::from(multiplier[k]) + i128::from(bias[k]);
-                let (unit, floor) = (1i128 << shift[k], exact >> shift[k]);
-                let twice = 2 * (exact - floor * unit);
-                let rounded = floor + i128::from(twice > unit || (twice == unit && floor % 2 != 0));
-                want[pixel * stride + offset + k] = rounded.clamp(low.into(), high.into()) as i64;
+                let mut result = half_even(exact, shift[k].into()).clamp(low.into(), high.into());
+                if added > 0 {
+                    let sum = (result << scale) + (i128::from(others[pixel * g.c_out + k]) << left);
+                    result = half_even(sum, down).clamp(sum_range.0.into(), sum_range.1.into());
+                }
+                want[pixel * stride + offset + k] = result as i64;
             }
         }
         let plan = Convolution { geometry: g, direction: Direction::Forward, signed };
@@ -132,7 +153,7 @@ proptest! {
                 1 => OutputData::I8(&mut b),
                 _ => OutputData::I16(&mut c),
             };
-            plan.run_requantized(ctx, Output { data, stride, offset }, input, weights, requantizer, scratch);
+            plan.run_requantized(ctx, Output { data, stride, offset, addend }, input, weights, requantizer, scratch);
             let got: Vec<i64> = match kind {
                 0 => a.into_iter().map(i64::from).collect(),
                 1 => b.into_iter().map(i64::from).collect(),
@@ -140,6 +161,19 @@ proptest! {
             };
             assert!(got == want, "{} x{}", ctx.isa.name(), ctx.pool.threads());
         });
+    }
+
+    #[test]
+    fn winograd_tiles_are_the_definition_on_every_instruction_set(
+        (batch, in_h, in_w, c_in, c_out) in (1..3usize, 1..22usize, 1..22usize, 1..70usize, 17..70usize),
+        (dilation, padding) in ((1..=4usize, 1..=4usize), (0..=6usize, 0..=6usize)),
+        forward: bool, signed: bool, extreme: bool,
+    ) {
+        let (dilation, padding) = ([dilation.0, dilation.1], [padding.0, padding.1]);
+        let g = Conv2d { batch, in_h, in_w, c_in, c_out, kernel: [3; 2], stride: [1; 2], dilation, padding };
+        prop_assume!(g.output_size().is_some());
+        let g = if forward { g } else { Conv2d { c_in: c_out, c_out: c_in, ..g } };
+        winograd(g, if forward { Direction::Forward } else { Direction::Transposed }, signed, extreme);
     }
 
     #[test]
@@ -165,6 +199,51 @@ proptest! {
         prop_assert_eq!(dot(&y, &e), dot(&x, &reference::transposed(&g, &e, &w)));
         prop_assert_eq!(dot(&y, &e), dot(&w64, &reference::weight_gradient(&g, &x, &narrow::<i8>(&e))));
     }
+}
+
+/// Runs a convolution by Winograd tiles, whether that pays or not, and compares.
+fn winograd(g: Conv2d, direction: Direction, signed: bool, extreme: bool) {
+    let fill = if extreme { Fill::Extreme } else { Fill::Random };
+    let (low, high) = if signed { (-128, if extreme { -128 } else { 127 }) } else { (0, 255) };
+    let weights: Vec<i8> = narrow(&bytes(g.weights_len(), fill, 1, -127, if extreme { -127 } else { 127 }));
+    let (len, out_len) = match direction {
+        Direction::Forward => (g.input_len(), g.output_len()),
+        Direction::Transposed => (g.output_len(), g.input_len()),
+    };
+    let input = bytes(len, fill, 2, low, high);
+    let want = match direction {
+        Direction::Forward => reference::forward(&g, &input, &weights),
+        Direction::Transposed => reference::transposed(&g, &input, &weights),
+    };
+    let plan = Convolution { geometry: g, direction, signed };
+    assert!(super::winograd::fits(&plan));
+    for_each_context(plan, &input, &weights, |ctx, input, weights, _| {
+        let mut out = vec![-7; out_len];
+        if !plan.run_winograd(ctx, &mut out, input, weights) {
+            return;
+        }
+        assert!(out.iter().zip(&want).all(|(&a, &b)| i64::from(a) == b), "{} x{}", ctx.isa.name(), ctx.pool.threads());
+    });
+}
+
+#[test]
+fn winograd_tiles_work_in_groups_of_channels_and_of_tiles() {
+    let [stride, dilation, padding] = [[1; 2]; 3];
+    let g = Conv2d { batch: 1, in_h: 6, in_w: 7, c_in: 530, c_out: 330, kernel: [3; 2], stride, dilation, padding };
+    winograd(g, Direction::Forward, false, false);
+    winograd(g, Direction::Transposed, true, false);
+    winograd(Conv2d { in_h: 152, in_w: 171, c_in: 8, c_out: 20, ..g }, Direction::Forward, false, false);
+}
+
+#[test]
+fn winograd_sums_are_exact_to_the_last_of_their_channels() {
+    let [stride, dilation, padding] = [[1; 2]; 3];
+    let g = Conv2d { batch: 1, in_h: 3, in_w: 4, c_in: 1800, c_out: 17, kernel: [3; 2], stride, dilation, padding };
+    for signed in [false, true] {
+        winograd(g, Direction::Forward, signed, true);
+    }
+    let plan = Convolution { geometry: Conv2d { c_in: 1801, ..g }, direction: Direction::Forward, signed: false };
+    assert!(!super::winograd::fits(&plan));
 }
 
 fn gradients(g: &Conv2d, input: &[i64], signed: bool, error: &[i8], shift: u32, want: &[i64]) {

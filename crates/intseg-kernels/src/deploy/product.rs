@@ -112,7 +112,7 @@ mod tests {
                 let input = |k: usize, v| if signed[k] { Input::I8(as_i8(v)) } else { Input::U8(v) };
                 for (isa, threads) in Isa::available().flat_map(|isa| [(isa, 1), (isa, 3)]) {
                     let mut out = vec![0i8; a.len()];
-                    let output = Output { data: OutputData::I8(&mut out), stride: channels, offset: 0 };
+                    let output = Output { data: OutputData::I8(&mut out), stride: channels, offset: 0, addend: None };
                     let ctx = Context { isa, pool: &Threads(threads) };
                     plan.run(ctx, output, input(0, &a), input(1, &b), requantizer);
                     for (i, &got) in out.iter().enumerate() {

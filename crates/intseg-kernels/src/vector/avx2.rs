@@ -3,15 +3,74 @@
 //! Values exist only inside [`crate::Isa::run_loop`], which makes them on machines that have the instructions: that is
 //! the safety of every block here.
 
-use super::{LANES, Vector};
+use super::{LANES, Vector, WORD_LANES, Words};
 use core::arch::x86_64::{
-    __m256i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_packs_epi16, _mm_packus_epi16, _mm_srli_si128, _mm_storeu_si128,
+    __m128i, __m256i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_packs_epi16, _mm_packus_epi16, _mm_setr_epi8,
+    _mm_shuffle_epi8, _mm_srli_si128, _mm_storeu_si128, _mm_unpackhi_epi64, _mm_unpacklo_epi64, _mm256_add_epi16,
     _mm256_add_epi32, _mm256_and_si256, _mm256_blendv_epi8, _mm256_castsi256_si128, _mm256_cmpgt_epi32,
-    _mm256_cvtepi8_epi32, _mm256_cvtepi16_epi32, _mm256_cvtepu8_epi32, _mm256_extracti128_si256, _mm256_loadu_si256,
-    _mm256_madd_epi16, _mm256_max_epi32, _mm256_min_epi32, _mm256_mullo_epi32, _mm256_packs_epi32,
-    _mm256_permute4x64_epi64, _mm256_set1_epi32, _mm256_sll_epi32, _mm256_sra_epi32, _mm256_srav_epi32,
-    _mm256_srl_epi32, _mm256_storeu_si256, _mm256_sub_epi32, _mm256_xor_si256,
+    _mm256_cvtepi8_epi16, _mm256_cvtepi8_epi32, _mm256_cvtepi16_epi32, _mm256_cvtepu8_epi16, _mm256_cvtepu8_epi32,
+    _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_max_epi32, _mm256_min_epi32,
+    _mm256_mullo_epi32, _mm256_packs_epi32, _mm256_permute4x64_epi64, _mm256_set1_epi32, _mm256_sll_epi32,
+    _mm256_sra_epi32, _mm256_srav_epi32, _mm256_srl_epi32, _mm256_storeu_si256, _mm256_sub_epi16, _mm256_sub_epi32,
+    _mm256_xor_si256,
 };
+
+/// Thirty-two lanes: the first sixteen, the last sixteen.
+#[derive(Clone, Copy)]
+pub(crate) struct Words256(__m256i, __m256i);
+
+impl Words for Words256 {
+    #[inline(always)]
+    fn load_u8(from: &[u8; WORD_LANES]) -> Self {
+        // SAFETY: the instructions are there, and 32 bytes.
+        unsafe {
+            let from = from.as_ptr().cast::<__m128i>();
+            let [first, last] = [from, from.add(1)].map(|half| _mm256_cvtepu8_epi16(_mm_loadu_si128(half)));
+            Self(first, last)
+        }
+    }
+    #[inline(always)]
+    fn load_i8(from: &[i8; WORD_LANES]) -> Self {
+        // SAFETY: the instructions are there, and 32 bytes.
+        unsafe {
+            let from = from.as_ptr().cast::<__m128i>();
+            let [first, last] = [from, from.add(1)].map(|half| _mm256_cvtepi8_epi16(_mm_loadu_si128(half)));
+            Self(first, last)
+        }
+    }
+    #[inline(always)]
+    fn load_pairs(from: &[i8; 4 * LANES]) -> [Self; 2] {
+        // SAFETY: the instructions are there, and 64 bytes.
+        unsafe {
+            let order = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+            let from = from.as_ptr().cast::<__m128i>();
+            let quarters = [0, 1, 2, 3].map(|k| _mm_shuffle_epi8(_mm_loadu_si128(from.add(k)), order));
+            let first = |a, b| _mm256_cvtepi8_epi16(_mm_unpacklo_epi64(a, b));
+            let last = |a, b| _mm256_cvtepi8_epi16(_mm_unpackhi_epi64(a, b));
+            let [a, b, c, d] = quarters;
+            [Self(first(a, b), first(c, d)), Self(last(a, b), last(c, d))]
+        }
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [i16; WORD_LANES]) {
+        // SAFETY: the instructions are there, and 64 bytes.
+        unsafe {
+            let to = to.as_mut_ptr().cast::<__m256i>();
+            _mm256_storeu_si256(to, self.0);
+            _mm256_storeu_si256(to.add(1), self.1);
+        }
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: the instructions are there (see above).
+        unsafe { Self(_mm256_add_epi16(self.0, other.0), _mm256_add_epi16(self.1, other.1)) }
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        // SAFETY: the instructions are there (see above).
+        unsafe { Self(_mm256_sub_epi16(self.0, other.0), _mm256_sub_epi16(self.1, other.1)) }
+    }
+}
 
 /// Sixteen lanes: the first eight, the last eight.
 #[derive(Clone, Copy)]
@@ -20,6 +79,7 @@ pub(crate) struct Vector256(__m256i, __m256i);
 impl Vector for Vector256 {
     /// All bits of a lane, or none.
     type Mask = Vector256;
+    type Words = Words256;
 
     #[inline(always)]
     fn splat(value: i32) -> Self {

@@ -21,10 +21,26 @@ pub const LANES: usize = 16;
 #[repr(C, align(64))]
 pub struct Lanes(pub [i32; LANES]);
 
+/// Lanes of a vector of words.
+pub(crate) const WORD_LANES: usize = 2 * LANES;
+
+/// Thirty-two signed 16-bit integers. Arithmetic wraps.
+pub(crate) trait Words: Copy {
+    fn load_u8(from: &[u8; WORD_LANES]) -> Self;
+    fn load_i8(from: &[i8; WORD_LANES]) -> Self;
+    /// Of sixteen groups of four, the first two of each, and the last two.
+    fn load_pairs(from: &[i8; 4 * LANES]) -> [Self; 2];
+    fn store(self, to: &mut [i16; WORD_LANES]);
+    fn add(self, other: Self) -> Self;
+    fn sub(self, other: Self) -> Self;
+}
+
 /// Sixteen signed 32-bit integers. Arithmetic wraps.
 pub(crate) trait Vector: Copy {
     /// One truth value a lane.
     type Mask: Copy;
+    /// The same instruction set's vector of 16-bit integers.
+    type Words: Words;
 
     fn splat(value: i32) -> Self;
     fn load_i32(from: &[i32; LANES]) -> Self;
@@ -313,6 +329,46 @@ mod tests {
                     let want: [i32; LANES] = core::array::from_fn(|k| naive(a[k], b[k], shift)[op]);
                     assert_eq!(lanes, want, "{}: operation {op} of {a:?} and {b:?} by {shift}", isa.name());
                 }
+            }
+        }
+    }
+
+    /// Every operation on words: of bytes, and of what becomes of them when they are doubled eight times.
+    struct AllWords<'a>(&'a [i8; 4 * LANES]);
+
+    impl Loop for AllWords<'_> {
+        type Output = Vec<[i16; WORD_LANES]>;
+
+        #[inline(always)]
+        fn run<V: Vector>(self) -> Self::Output {
+            let first: &[i8; WORD_LANES] = self.0.first_chunk().unwrap();
+            let (signed, unsigned) = (V::Words::load_i8(first), V::Words::load_u8(&first.map(|v| v as u8)));
+            let [a, b] = V::Words::load_pairs(self.0);
+            let large = |words: V::Words| (0..8).fold(words, |words, _| words.add(words));
+            [signed, unsigned, a, b, large(a).add(large(unsigned)), large(a).sub(large(signed))]
+                .into_iter()
+                .map(|words| {
+                    let mut lanes = [0; WORD_LANES];
+                    words.store(&mut lanes);
+                    lanes
+                })
+                .collect()
+        }
+    }
+
+    #[test]
+    fn words_are_what_the_definitions_say_on_every_instruction_set() {
+        let d = Dither::new(2, 0, 0, Role::Initial);
+        for round in 0..100 {
+            let bytes: [i8; 4 * LANES] = core::array::from_fn(|k| d.at(round * 64 + k) as i8);
+            let lanes = |f: &dyn Fn(usize) -> i16| -> [i16; WORD_LANES] { core::array::from_fn(f) };
+            let pair = |half: usize| lanes(&|k| bytes[k / 2 * 4 + 2 * half + k % 2].into());
+            let (signed, unsigned) = (lanes(&|k| bytes[k].into()), lanes(&|k| (bytes[k] as u8).into()));
+            let (a, b) = (pair(0), pair(1));
+            let sum = lanes(&|k| (a[k] << 8).wrapping_add(unsigned[k] << 8));
+            let difference = lanes(&|k| (a[k] << 8).wrapping_sub(signed[k] << 8));
+            for isa in Isa::available() {
+                assert_eq!(isa.run_loop(AllWords(&bytes)), [signed, unsigned, a, b, sum, difference], "{}", isa.name());
             }
         }
     }

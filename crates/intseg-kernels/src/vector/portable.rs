@@ -1,6 +1,6 @@
 //! The vector of portable Rust.
 
-use super::{LANES, Lanes, Vector};
+use super::{LANES, Lanes, Vector, WORD_LANES, Words};
 use core::array::from_fn;
 
 impl Lanes {
@@ -15,8 +15,36 @@ impl Lanes {
     }
 }
 
+impl Words for [i16; WORD_LANES] {
+    #[inline(always)]
+    fn load_u8(from: &[u8; WORD_LANES]) -> Self {
+        from.map(i16::from)
+    }
+    #[inline(always)]
+    fn load_i8(from: &[i8; WORD_LANES]) -> Self {
+        from.map(i16::from)
+    }
+    #[inline(always)]
+    fn load_pairs(from: &[i8; 4 * LANES]) -> [Self; 2] {
+        [0, 2].map(|first| from_fn(|k| from[k / 2 * 4 + first + k % 2].into()))
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [i16; WORD_LANES]) {
+        *to = self;
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        from_fn(|k| self[k].wrapping_add(other[k]))
+    }
+    #[inline(always)]
+    fn sub(self, other: Self) -> Self {
+        from_fn(|k| self[k].wrapping_sub(other[k]))
+    }
+}
+
 impl Vector for Lanes {
     type Mask = [bool; LANES];
+    type Words = [i16; WORD_LANES];
 
     #[inline(always)]
     fn splat(value: i32) -> Self {

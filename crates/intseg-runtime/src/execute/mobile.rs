@@ -1,7 +1,7 @@
 //! Running depthwise convolutions, functions of a byte and products of maps.
 
 use super::{Constants, Memory, Run, parts};
-use crate::model::{Depthwise, Element, Product};
+use crate::model::{Depthwise, Element, Product, Table};
 use crate::plan::{Slot, depthwise_geometry};
 use intseg_kernels::{Input, Output, OutputData, bytes, deploy};
 
@@ -31,27 +31,29 @@ impl Run<'_> {
             }
         };
         let inputs = core::array::from_fn(|k| typed(slots[k], inputs[k]));
-        (inputs, Output { data, stride: self.slot.shape.c, offset: 0 })
+        (inputs, Output { data, stride: self.slot.shape.c, offset: 0, addend: None })
     }
 
     pub(super) fn depthwise(&self, depthwise: &Depthwise, memory: &mut Memory, at: &mut Constants) {
         let Memory { bytes: activations, words, multipliers, biases, .. } = memory;
-        let requantizer = self.requantizer(&depthwise.requantization, multipliers, biases, at);
+        let requantizer = self.requantizer(&depthwise.requantization, multipliers, biases, at.channels);
+        at.channels += depthwise.channels;
         let geometry = depthwise_geometry(depthwise, self.input(0).shape);
         let ([input], out) = self.narrow_inputs(activations, words);
         let kernel = intseg_kernels::Depthwise { geometry, outside: depthwise.zero };
         kernel.run_requantized(self.ctx, out, input, depthwise.weights, requantizer);
     }
 
-    pub(super) fn table(&self, table: &[u8; 256], memory: &mut Memory) {
+    pub(super) fn table(&self, table: &Table, memory: &mut Memory) {
         let ([input], out) = parts(memory.bytes, [self.input(0).range()], self.slot.range());
-        deploy::look_up(self.ctx, out, input, table);
+        deploy::look_up(self.ctx, out, input, table.values);
     }
 
     pub(super) fn product(&self, product: &Product, memory: &mut Memory, at: &mut Constants) {
         let Memory { bytes: activations, words, multipliers, biases, .. } = memory;
-        let requantizer = self.requantizer(&product.requantization, multipliers, biases, at);
+        let requantizer = self.requantizer(&product.requantization, multipliers, biases, at.channels);
         let shape = self.slot.shape;
+        at.channels += shape.c;
         let ([a, b], out) = self.narrow_inputs(activations, words);
         let kernel = deploy::Product { pixels: shape.h * shape.w, channels: shape.c, zero: product.zero };
         kernel.run(self.ctx, out, a, b, requantizer);

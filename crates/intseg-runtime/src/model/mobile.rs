@@ -1,6 +1,6 @@
 //! The nodes of networks for phones: depthwise convolutions, functions of a byte, products of maps.
 
-use super::{Cursor, Element, Model, Requantization};
+use super::{Cursor, Element, Model, Requantization, WEIGHT_RANGE};
 use intseg_kernels::bytes::as_i8;
 
 /// A convolution with one filter a channel, with its folded requantisation.
@@ -20,6 +20,8 @@ pub struct Depthwise<'a> {
     pub zero: i32,
     /// `[KH, KW, C]`.
     pub weights: &'a [i8],
+    /// Where weights and constants end in the file.
+    pub(crate) end: usize,
     /// Exponent of the weights' step, for people to read.
     pub weight_exponent: i32,
     /// From sums to output.
@@ -34,9 +36,21 @@ impl Depthwise<'_> {
 
     /// Checks the range under which no sum can overflow.
     pub(super) fn check_weights(&self) -> Result<(), &'static str> {
-        if self.weights.contains(&i8::MIN) { Err("a weight is -128") } else { Ok(()) }
+        if self.weights.contains(&i8::MIN) { Err(WEIGHT_RANGE) } else { Ok(()) }
     }
 }
+
+/// A function of 8 bits.
+#[derive(Clone, Copy, Debug)]
+pub struct Table<'a> {
+    /// The output's bits for each of the input's, whatever their sign.
+    pub values: &'a [u8; 256],
+    /// Where they end in the file.
+    pub(crate) end: usize,
+}
+
+/// The table while so much of the file is not held.
+static NOT_HELD: [u8; 256] = [0; 256];
 
 /// A product of two maps, with its requantisation: `(a − zero) · b`, where `b` has `a`'s shape, or one value a channel.
 #[derive(Clone, Copy, Debug)]
@@ -52,9 +66,9 @@ fn accumulator_bound(kernel: [usize; 2]) -> u64 {
 }
 
 /// Checks that a function's values lie within the node's clamp.
-pub(super) fn check_table(table: &[u8; 256], element: Element, [low, high]: [i32; 2]) -> Result<(), &'static str> {
+pub(super) fn check_table(table: &Table, element: Element, [low, high]: [i32; 2]) -> Result<(), &'static str> {
     let value = |bits: u8| if element == Element::I8 { i32::from(bits as i8) } else { i32::from(bits) };
-    match table.iter().all(|&bits| (low..=high).contains(&value(bits))) {
+    match table.values.iter().all(|&bits| (low..=high).contains(&value(bits))) {
         true => Ok(()),
         false => Err("a value of its table lies outside its clamp"),
     }
@@ -79,14 +93,26 @@ impl<'a> Model<'a> {
             return Err("its accumulator could overflow 32 bits");
         }
         let count = (kernel[0] * kernel[1]).checked_mul(channels).ok_or(size)?;
-        let weights = as_i8(self.tensor(cursor, 1, count).ok_or("its weights lie outside the file")?);
-        let requantization = self.requantization(cursor, channels)?;
-        Ok(Depthwise { kernel, stride, dilation, padding, channels, zero, weights, weight_exponent, requantization })
+        let (weights_at, weights) = self.tensor(cursor, 1, count).ok_or("its weights lie outside the file")?;
+        let (weights, requantization) = (as_i8(weights), self.requantization(cursor, channels)?);
+        let end = requantization.end.max(weights_at + count);
+        Ok(Depthwise {
+            kernel,
+            stride,
+            dilation,
+            padding,
+            channels,
+            zero,
+            weights,
+            end,
+            weight_exponent,
+            requantization,
+        })
     }
 
-    pub(super) fn table(&self, cursor: &mut Cursor<'a>) -> Result<&'a [u8; 256], &'static str> {
-        let table = self.tensor(cursor, 1, 256).and_then(<[u8]>::first_chunk);
-        table.ok_or("its table lies outside the file")
+    pub(super) fn table(&self, cursor: &mut Cursor<'a>) -> Result<Table<'a>, &'static str> {
+        let (at, values) = self.tensor(cursor, 1, 256).ok_or("its table lies outside the file")?;
+        Ok(Table { values: values.first_chunk().unwrap_or(&NOT_HELD), end: at + 256 })
     }
 
     pub(super) fn product(&self, cursor: &mut Cursor<'a>) -> Result<Product<'a>, &'static str> {

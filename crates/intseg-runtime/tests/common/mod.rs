@@ -232,6 +232,45 @@ pub fn residual(align_corners: bool) -> ModelSpec {
     b.finish(align_corners)
 }
 
+/// Post-activation units: sums right behind a convolution of every type, in either order, with exponents that allow the
+/// convolution to add and one that does not.
+pub fn bottlenecks() -> ModelSpec {
+    let mut b = Builder::new(5);
+    let x = b.conv(0, [[3; 2], [2; 2], [1; 2], [1; 2]], 20, Element::U8, -4);
+    let shortcut = b.conv(x, same(1, 1), 37, Element::I16, -10);
+    let y = b.conv(x, same(3, 1), 12, Element::U8, -4);
+    let y = b.conv(y, same(1, 1), 37, Element::I16, -9);
+    let x = b.add([y, shortcut], Element::U8, -3);
+    let y = b.conv(x, same(1, 1), 12, Element::U8, -4);
+    let y = b.conv(y, same(1, 1), 37, Element::I16, -10);
+    let x = b.add([x, y], Element::U8, -3);
+    let y = b.conv(x, same(3, 2), 37, Element::I8, -5);
+    let x = b.add([y, x], Element::I16, -9);
+    let pre = b.affine(x, Element::U8, -4);
+    let y = b.conv(pre, same(1, 1), 37, Element::U8, -26);
+    let far = b.add([x, y], Element::I16, -8);
+    let pre = b.affine(far, Element::I8, -4);
+    let y = b.conv(pre, same(1, 1), 37, Element::I16, -9);
+    let twice = b.add([y, y], Element::I16, -8);
+    let pre = b.affine(twice, Element::U8, -4);
+    let y = b.conv(pre, same(1, 1), 37, Element::I16, -9);
+    let sum = b.add([y, twice], Element::I16, -8);
+    let pre = b.affine(sum, Element::U8, -4);
+    let z = b.conv(pre, same(3, 1), 37, Element::U8, -4);
+    let sum = b.add([z, pre], Element::U8, -4);
+    b.conv(sum, same(1, 1), 6, Element::I16, -8);
+    b.finish(false)
+}
+
+/// A convolution so wide that its pooling takes it strip by strip, and others that a strip cannot hold.
+pub fn pooled(geometry: Geometry, channels: usize, pool: [[usize; 2]; 3], ceil: bool) -> ModelSpec {
+    let mut b = Builder::new(6);
+    let x = b.conv(0, geometry, channels, Element::U8, -4);
+    let x = b.max_pool(x, pool, ceil);
+    b.conv(x, same(1, 1), 3, Element::I16, -8);
+    b.finish(false)
+}
+
 /// Dilated branches, image pooling, their concatenation, and a skip from a finer scale.
 pub fn pyramid(align_corners: bool) -> ModelSpec {
     let mut b = Builder::new(3);

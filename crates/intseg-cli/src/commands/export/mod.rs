@@ -163,12 +163,16 @@ impl Export {
         let size = self.size()?;
         let precision = if self.exact { Precision::Exact } else { Precision::Fused };
         let wanted = self.agreement.unwrap_or(if self.exact { 99.9 } else { 99.0 });
-        let mut predictor = Predictor::load(&self.model, isa_from_env()?)?;
+        let isa = isa_from_env()?;
+        let predictor = Predictor::load(&self.model, intseg_kernels::Isa::Scalar)?;
         let file = onnx::export(&predictor.model(), predictor.metadata(), size, precision)?;
         write_atomically(&self.output, &file)?;
         let threads = Threads::new(0)?;
         let verified = match &self.verify {
-            Some(images) => Some(verify::verify(&self.python, &self.output, &mut predictor, &threads, size, images)?),
+            Some(images) => {
+                let mut predictor = Predictor::load(&self.model, isa)?;
+                Some(verify::verify(&self.python, &self.output, &mut predictor, &threads, size, images)?)
+            }
             None => None,
         };
         let written = Written { output: &self.output, bytes: file.len(), verified };

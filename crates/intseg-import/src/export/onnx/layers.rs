@@ -52,7 +52,7 @@ impl<'a> Layers<'a> {
                 let sums = self.depthwise(node, depthwise, inputs[0]);
                 self.quantized(node, &sums, true)
             }
-            Op::Table(table) => self.table(node, table, inputs[0]),
+            Op::Table(table) => self.table(node, table.values, inputs[0]),
             Op::Product(product) => {
                 let products = self.product(node, product, [inputs[0], inputs[1]]);
                 self.quantized(node, &products, true)
