@@ -46,6 +46,8 @@ pub fn shiftable(nodes: &[FloatNode], positive: &[bool]) -> Vec<bool> {
     let takes = |reader: usize, input: usize| match nodes[reader].op {
         FloatOp::Function { .. } | FloatOp::Depthwise { .. } => true,
         FloatOp::Product { .. } => nodes[reader].inputs[1] != input,
+        // What has 16 bits for a sum otherwise, better keeps them.
+        FloatOp::Add if !matches!(nodes[input].op, FloatOp::Function { .. }) => false,
         // They hand it on.
         FloatOp::GlobalAveragePool | FloatOp::Add => {
             !readers[reader].is_empty() && readers[reader].iter().all(|&next| by_bias(&nodes[next]))
