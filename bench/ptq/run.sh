@@ -13,4 +13,5 @@ train() {
 train fcn8s 2400
 train deeplabv3 2000
 train unet 2200
+train lraspp 900
 "$python" "$here/compare.py" --data "$data" --models "$out" --work "$out/quantised" ${intseg:+--intseg "$intseg"} | tee "$out/table.md"
