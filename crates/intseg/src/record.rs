@@ -27,6 +27,8 @@ pub struct Header {
     pub batch: Shape,
     /// Batches that follow.
     pub steps: u64,
+    /// Batches after those, over which deployed models' statistics are measured; none where the record is cut short.
+    pub measured: u64,
     /// The learning rate of each step, in units of 2^-32.
     pub lr_q32: Vec<u64>,
     /// Momentum in units of 2^-15.
@@ -40,7 +42,8 @@ pub struct Header {
 }
 
 /// Writes a record of a configuration's first `steps` steps (all where `None`): the header as a line of JSON, then for
-/// each step the batch's images, value − 128 as i8, `[N, H, W, 3]`, and its labels, u8, `[N, H, W]`, 255 where ignored.
+/// each step the batch's images, value − 128 as i8, `[N, H, W, 3]`, and its labels, u8, `[N, H, W]`, 255 where ignored. The
+/// batches over which deployed models are measured follow in the same way.
 ///
 /// # Errors
 /// When the configuration or the data cannot be used, or `out` cannot be written to; `name` is `out`'s for messages.
@@ -58,12 +61,14 @@ pub fn batches(
     let dataset = Dataset::open(data, config.data.layout)?;
     let (train, val) = (dataset.split(&config.data.train)?, dataset.split(&config.data.val)?);
     let steps = steps.unwrap_or(config.train.steps).min(config.train.steps);
+    let measured = if steps == config.train.steps { config.deploy.batches } else { 0 };
     let schedule = Schedule::of(config);
     let header = Header {
         graph,
         classes: config.network.classes,
         batch: shape,
         steps,
+        measured,
         lr_q32: (0..steps).map(|step| schedule.rate_q32(step)).collect(),
         momentum_q15: config.momentum_q15(),
         decay_q32: config.decay_q32(),
@@ -74,7 +79,7 @@ pub fn batches(
     let line = serde_json::to_string(&header).expect("a header holds numbers, names and paths");
     writeln!(out, "{line}").map_err(io)?;
     let mut loader = Loader::start(Source::new(config, dataset, train), 0, 2);
-    for _ in 0..steps {
+    for _ in 0..steps + measured {
         let batch = loader.next()?;
         let images: Vec<u8> = batch.images.iter().map(|&v| v.cast_unsigned()).collect();
         out.write_all(&images).and_then(|()| out.write_all(&batch.labels)).map_err(io)?;

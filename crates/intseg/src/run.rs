@@ -7,6 +7,7 @@ use crate::data::loader::{Loader, Source};
 use crate::data::{Batch, DataError, Dataset, Entry, IGNORE, Layout};
 use crate::evaluate::{EvaluateError, evaluate};
 use crate::fold::{Metadata, fold};
+use crate::frozen::Frozen;
 use crate::graph::GraphError;
 use crate::init::{InitError, Report as InitReport, Start};
 use crate::metrics::{Absent, Report};
@@ -227,6 +228,8 @@ struct Run<'a> {
     /// Class weights in 256ths, of the main and the auxiliary loss.
     class_weights: [Vec<u16>; 2],
     progress: Progress,
+    /// The step whose model was scored last, and the model.
+    scored: Option<(u64, Vec<u8>)>,
     started: Instant,
 }
 
@@ -262,6 +265,7 @@ impl<'a> Run<'a> {
             schedule,
             class_weights,
             progress,
+            scored: None,
             started,
         })
     }
@@ -348,7 +352,7 @@ impl<'a> Run<'a> {
     }
 
     /// The deployable model of the current weights.
-    fn model(&self) -> Vec<u8> {
+    fn model(&self, frozen: &Frozen) -> Vec<u8> {
         let classes = self.config.network.classes;
         let metadata = Metadata {
             arch: self.config.network.arch.clone(),
@@ -358,19 +362,33 @@ impl<'a> Run<'a> {
             steps: self.progress.step,
             config: self.config.to_toml(),
         };
-        fold(&self.network, self.config.bits, &metadata).to_bytes()
+        fold(&self.network, frozen, self.config.bits, &metadata).to_bytes()
+    }
+
+    /// What a deployed model of the current weights freezes: measured over the batches that would follow the run's last.
+    fn measured(&mut self) -> Result<Frozen, RunError> {
+        let (config, ctx) = (self.config, self.ctx);
+        if config.deploy.batches == 0 {
+            return Ok(Frozen::running(&self.network));
+        }
+        let source = Source::new(config, self.dataset.clone(), self.train.clone());
+        let mut loader = Loader::start(source, config.train.steps, 2);
+        let batches = (0..config.deploy.batches).map(|_| loader.next());
+        Ok(Frozen::measure(&mut self.network, ctx, config.bits, batches)?)
     }
 
     /// Scores the deployable model on the validation split, and keeps it if it is the best so far.
     fn evaluate(&mut self, observe: &mut (dyn FnMut(&Event) + Send)) -> Result<(), RunError> {
-        let model = self.model();
+        let frozen = self.measured()?;
+        let model = self.model(&frozen);
         let mut engine = Engine::new(model.clone()).expect("a folded model is a model");
         let classes = self.config.network.classes;
         let matrix = evaluate(&mut engine, self.ctx, &self.dataset, &self.val, classes, |_| {})?;
         let report = matrix.report(Absent::Skip);
         let step = self.progress.step;
+        let way = if self.config.deploy.batches == 0 { "running" } else { "measured" };
         self.log(&json!({
-            "event": "eval", "step": step, "miou": report.miou, "pixel_accuracy": report.pixel_accuracy,
+            "event": "eval", "step": step, "way": way, "miou": report.miou, "pixel_accuracy": report.pixel_accuracy,
             "mean_accuracy": report.mean_accuracy, "fw_iou": report.fw_iou, "iou": report.iou,
             "confusion": matrix.counts, "seconds": self.started.elapsed().as_secs_f64(),
         }))?;
@@ -381,14 +399,20 @@ impl<'a> Run<'a> {
             observe(&Event::Saved { step, path });
         }
         observe(&Event::Evaluated { step, report });
+        self.scored = Some((step, model));
         Ok(())
     }
 
-    /// Writes the last model and then the checkpoint, from which the rest can be computed again.
+    /// Writes the last model and then the checkpoint, from which the rest can be computed again. A model that was not
+    /// scored has running statistics: measuring takes as long as some steps.
     fn save(&mut self, observe: &mut (dyn FnMut(&Event) + Send)) -> Result<(), RunError> {
         let step = self.progress.step;
         let path = self.path("last.iseg");
-        write_atomically(&path, &self.model())?;
+        let model = match self.scored.take().filter(|(scored, _)| *scored == step) {
+            Some((_, model)) => model,
+            None => self.model(&Frozen::running(&self.network)),
+        };
+        write_atomically(&path, &model)?;
         observe(&Event::Saved { step, path });
         let path = self.path(CHECKPOINT);
         checkpoint::save(&path, &mut self.network, &self.progress)?;
