@@ -60,7 +60,7 @@ class Quantization:
     """
 
     def __init__(self, graph, weights, first, last):
-        self.per_channel = weights == "channel"
+        self.weights = weights
         nodes = graph["nodes"]
         image = {i for i, node in enumerate(nodes) if describe(node["op"])[0] == "image"}
         convs = {i for i, node in enumerate(nodes) if describe(node["op"])[0] == "conv"}
@@ -71,9 +71,10 @@ class Quantization:
         self.float_outputs = (set() if first else outputs) | (set() if last else node_inputs(nodes, graph["logits"]))
 
     def weight(self, index, weight):
-        if index in self.float_weights:
+        if index in self.float_weights or self.weights == "no":
             return weight
-        largest = weight.detach().abs().amax((1, 2, 3), keepdim=True) if self.per_channel else weight.detach().abs().max()
+        magnitudes = weight.detach().abs()
+        largest = magnitudes.amax((1, 2, 3), keepdim=True) if self.weights == "channel" else magnitudes.max()
         return rounded(weight, largest, 127)
 
     def activation(self, index, y):

@@ -27,7 +27,7 @@ pub struct Header {
     pub batch: Shape,
     /// Batches that follow.
     pub steps: u64,
-    /// Batches after those, over which deployed models' statistics are measured; none where the record is cut short.
+    /// Batches after those, over which deployed models' statistics are measured.
     pub measured: u64,
     /// The learning rate of each step, in units of 2^-32.
     pub lr_q32: Vec<u64>,
@@ -61,14 +61,13 @@ pub fn batches(
     let dataset = Dataset::open(data, config.data.layout)?;
     let (train, val) = (dataset.split(&config.data.train)?, dataset.split(&config.data.val)?);
     let steps = steps.unwrap_or(config.train.steps).min(config.train.steps);
-    let measured = if steps == config.train.steps { config.deploy.batches } else { 0 };
     let schedule = Schedule::of(config);
     let header = Header {
         graph,
         classes: config.network.classes,
         batch: shape,
         steps,
-        measured,
+        measured: config.deploy.batches,
         lr_q32: (0..steps).map(|step| schedule.rate_q32(step)).collect(),
         momentum_q15: config.momentum_q15(),
         decay_q32: config.decay_q32(),
@@ -78,11 +77,14 @@ pub fn batches(
     let io = |source| DataError::Io { path: name.to_owned(), source };
     let line = serde_json::to_string(&header).expect("a header holds numbers, names and paths");
     writeln!(out, "{line}").map_err(io)?;
-    let mut loader = Loader::start(Source::new(config, dataset, train), 0, 2);
-    for _ in 0..steps + measured {
-        let batch = loader.next()?;
-        let images: Vec<u8> = batch.images.iter().map(|&v| v.cast_unsigned()).collect();
-        out.write_all(&images).and_then(|()| out.write_all(&batch.labels)).map_err(io)?;
+    let source = Source::new(config, dataset, train);
+    for (first, count) in [(0, steps), (config.train.steps, config.deploy.batches)] {
+        let mut loader = Loader::start(source.clone(), first, 2);
+        for _ in 0..count {
+            let batch = loader.next()?;
+            let images: Vec<u8> = batch.images.iter().map(|&v| v.cast_unsigned()).collect();
+            out.write_all(&images).and_then(|()| out.write_all(&batch.labels)).map_err(io)?;
+        }
     }
     Ok(out.flush().map_err(io)?)
 }
