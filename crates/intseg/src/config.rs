@@ -179,7 +179,7 @@ impl Default for Train {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Deploy {
-    /// Training batches over which the statistics of batch normalisation and the exponents of activations are measured
+    /// Batches of unvaried training images over which the statistics of batch normalisation and the exponents of activations are measured
     /// for the weights of a model that is scored, 0 to 1024; 0: running statistics and the largest exponents of the last
     /// steps.
     pub batches: u64,

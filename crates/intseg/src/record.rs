@@ -78,8 +78,9 @@ pub fn batches(
     let line = serde_json::to_string(&header).expect("a header holds numbers, names and paths");
     writeln!(out, "{line}").map_err(io)?;
     let source = Source::new(config, dataset, train);
-    for (first, count) in [(0, steps), (config.train.steps, config.deploy.batches)] {
-        let mut loader = Loader::start(source.clone(), first, 2);
+    let unvaried = source.clone().unvaried();
+    for (source, first, count) in [(source, 0, steps), (unvaried, config.train.steps, config.deploy.batches)] {
+        let mut loader = Loader::start(source, first, 2);
         for _ in 0..count {
             let batch = loader.next()?;
             let images: Vec<u8> = batch.images.iter().map(|&v| v.cast_unsigned()).collect();

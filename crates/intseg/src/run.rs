@@ -247,8 +247,7 @@ impl<'a> Run<'a> {
         let (train, val) = (dataset.split(&config.data.train)?, dataset.split(&config.data.val)?);
         let mut network = Network::new(graph, config.train.seed)?;
         let initialized = init.filter(|_| !options.resume).map(|start| start.apply(&mut network)).transpose()?;
-        let text = config.to_toml();
-        let progress = open_folder(options, &text, &mut network)?;
+        let progress = open_folder(options, config, &mut network)?;
         let class_weights = class_weights(config, &dataset, &train)?;
         let schedule = Schedule::of(config);
         let ctx = Context { isa: options.isa, pool: threads };
@@ -365,13 +364,13 @@ impl<'a> Run<'a> {
         fold(&self.network, frozen, self.config.bits, &metadata).to_bytes()
     }
 
-    /// What a deployed model of the current weights freezes: measured over the batches that would follow the run's last.
+    /// What a deployed model of the current weights freezes: measured over the images that would follow the run's last.
     fn measured(&mut self) -> Result<Frozen, RunError> {
         let (config, ctx) = (self.config, self.ctx);
         if config.deploy.batches == 0 {
             return Ok(Frozen::running(&self.network));
         }
-        let source = Source::new(config, self.dataset.clone(), self.train.clone());
+        let source = Source::new(config, self.dataset.clone(), self.train.clone()).unvaried();
         let mut loader = Loader::start(source, config.train.steps, 2);
         let batches = (0..config.deploy.batches).map(|_| loader.next());
         Ok(Frozen::measure(&mut self.network, ctx, config.bits, batches)?)
@@ -440,8 +439,8 @@ impl<'a> Run<'a> {
 }
 
 /// Prepares the run's folder: starts a new run, or reads the checkpoint and drops what the log says of steps after it.
-fn open_folder(options: &RunOptions, config: &str, network: &mut Network) -> Result<Progress, RunError> {
-    let out = &options.out;
+fn open_folder(options: &RunOptions, config: &Config, network: &mut Network) -> Result<Progress, RunError> {
+    let (out, text) = (&options.out, config.to_toml());
     let io = |path: &Path| {
         let path = path.to_owned();
         move |source| RunError::Data(DataError::Io { path, source })
@@ -453,11 +452,12 @@ fn open_folder(options: &RunOptions, config: &str, network: &mut Network) -> Res
             return Err(RunError::NothingToResume(checkpoint));
         }
         let progress = Checkpoint::open(&checkpoint)?.load(network)?;
-        if progress.config != config {
+        // A key that an earlier version did not have has its default.
+        if Config::parse(&progress.config, &checkpoint, &[])? != *config {
             return Err(RunError::OtherConfig(out.clone()));
         }
-        let text = std::fs::read_to_string(&log).unwrap_or_default();
-        let kept = text.lines().filter(|line| {
+        let lines = std::fs::read_to_string(&log).unwrap_or_default();
+        let kept = lines.lines().filter(|line| {
             let step = serde_json::from_str::<serde_json::Value>(line).ok().and_then(|v| v["step"].as_u64());
             step.is_some_and(|step| step <= progress.step)
         });
@@ -468,8 +468,8 @@ fn open_folder(options: &RunOptions, config: &str, network: &mut Network) -> Res
     if checkpoint.exists() || log.exists() || out.join("last.iseg").exists() {
         return Err(RunError::Exists(out.clone()));
     }
-    write_atomically(&out.join("config.toml"), config.as_bytes())?;
-    let progress = Progress { step: 0, best_miou: None, config: config.to_owned() };
+    write_atomically(&out.join("config.toml"), text.as_bytes())?;
+    let progress = Progress { step: 0, best_miou: None, config: text };
     // A run that is killed before its first checkpoint resumes from here.
     checkpoint::save(&checkpoint, network, &progress)?;
     Ok(progress)
