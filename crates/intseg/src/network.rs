@@ -213,6 +213,15 @@ impl Network {
         self.layers.iter_mut().filter_map(Layer::operator).flat_map(|operator| operator.state())
     }
 
+    /// Each node's running statistics: μ, then mean|d|, of a normalisation's channels, in units of 2^-24; empty elsewhere
+    /// and before the first step.
+    pub fn statistics(&self) -> impl Iterator<Item = &[i64]> {
+        self.layers.iter().map(|layer| match layer {
+            Layer::BatchNorm(norm) => norm.running(),
+            _ => &[],
+        })
+    }
+
     /// The name of every normalisation in the graph's order, and its channels: those of [`Network::state`].
     pub fn normalizations(&mut self) -> Vec<(String, usize)> {
         let scales = self
@@ -257,7 +266,7 @@ impl Network {
         if recipe.step.is_multiple_of(RANGE_WINDOW) {
             self.ranges.iter_mut().for_each(ExponentRange::rotate);
         }
-        let mut values = self.forward(batch, recipe, &mut observe);
+        let mut values = self.forward(batch, recipe, true, &mut observe);
         for (range, value) in self.ranges.iter_mut().zip(&values) {
             range.observe(value.exponent);
         }
@@ -280,13 +289,27 @@ impl Network {
         outcome
     }
 
+    /// Shows `observe` every node's output for a batch, normalised by the batch's own statistics, without dropout. Running
+    /// statistics move as in a training step; nothing else that a later step depends on does.
+    pub fn survey(&mut self, batch: &Batch, kernels: Context, bits: Bits, observe: &mut dyn FnMut(usize, &Tensor)) {
+        let (seed, step, class_weights) = (0, 0, [&[][..]; 2]);
+        let recipe = Recipe { kernels, bits, seed, step, class_weights, lr_q32: 0, decay_q32: 0, momentum_q15: 0 };
+        let mut show = |probe: Probe| {
+            if let Probe::Output { node, output } = probe {
+                observe(node, output);
+            }
+        };
+        let values = self.forward(batch, &recipe, false, &mut Some(&mut show));
+        values.into_iter().for_each(|value| self.buffers.give(value));
+    }
+
     fn step<'a>(&'a self, recipe: &'a Recipe, node: usize) -> Step<'a> {
         step_of(&self.buffers, recipe, node)
     }
 
     /// Every node's output. What no backward pass reads is given back once its last reader has run, and leaves an empty
     /// tensor: accumulators, and 16-bit streams whose readers keep what they need of them.
-    fn forward(&mut self, batch: &Batch, recipe: &Recipe, observe: &mut Option<Observer>) -> Vec<Tensor> {
+    fn forward(&mut self, batch: &Batch, recipe: &Recipe, drops: bool, observe: &mut Option<Observer>) -> Vec<Tensor> {
         let mut values: Vec<Tensor> = Vec::with_capacity(self.graph.nodes.len());
         for (index, node) in self.graph.nodes.iter().enumerate() {
             let step = step_of(&self.buffers, recipe, index);
@@ -295,6 +318,9 @@ impl Network {
                     let mut image = self.buffers.take_i8(batch.images.len());
                     image.copy_from_slice(&batch.images);
                     Tensor::i8(batch.shape(), IMAGE_EXPONENT, image)
+                }
+                Some(_) if !drops && matches!(node.op, OpSpec::Dropout { .. }) => {
+                    self.buffers.copy(&values[node.inputs[0].0])
                 }
                 Some(operator) => {
                     let inputs: Vec<&Tensor> = node.inputs.iter().map(|id| &values[id.0]).collect();
