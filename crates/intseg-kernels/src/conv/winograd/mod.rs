@@ -15,7 +15,7 @@ use super::phase::phases;
 use super::store::Store;
 use super::{Convolution, Direction, Input, Line};
 use crate::Context;
-use crate::bytes::{self, as_i8, as_u8};
+use crate::bytes::{as_i8, as_u8};
 use crate::pool::Disjoint;
 use crate::vector::{LANES, Loop, Vector, WORD_LANES, Words};
 use core::ops::Range;
@@ -198,8 +198,7 @@ pub(crate) fn pays<K: Multiply>(plan: &Convolution) -> bool {
 /// How many i32 of scratch a run takes.
 pub(crate) fn scratch_len<K: Multiply>(plan: &Convolution, threads: usize) -> usize {
     let tiling = Tiling::new::<K>(plan);
-    // One line more, to begin at a multiple of 64 bytes.
-    (threads * tiling.worker_lines() + 1) * LANES
+    Line::words(threads * tiling.worker_lines())
 }
 
 /// Runs a convolution that [`fits`].
@@ -213,9 +212,7 @@ pub(crate) fn run<K: Multiply, S: Store>(
     scratch: &mut [i32],
 ) {
     let tiling = Tiling::new::<K>(plan);
-    let mut arena = bytes::of_words(scratch);
-    let lines = bytes::take::<Line>(&mut arena, ctx.pool.threads() * tiling.worker_lines());
-    let lines = Disjoint::new(lines.expect("scratch was measured"));
+    let lines = Disjoint::new(Line::in_words(scratch));
     let input = match input {
         Input::U8(data) => data,
         Input::I8(data) => as_u8(data),
