@@ -180,7 +180,7 @@ pub(crate) fn fits(plan: &Convolution) -> bool {
 }
 
 /// Whether this way takes less time than gathering, as far as an estimate tells: cycles of a core that does 128 products
-/// of bytes or 64 of words in each, and the transforms' as measured.
+/// of bytes or 64 of words in each, and of the transforms as measured.
 pub(crate) fn pays<K: Multiply>(plan: &Convolution) -> bool {
     if !fits(plan) {
         return false;
@@ -190,7 +190,9 @@ pub(crate) fn pays<K: Multiply>(plan: &Convolution) -> bool {
     let inside: usize = phases(&plan.geometry, plan.direction).map(|phase| phase.inside(0) * phase.inside(1)).sum();
     let gathered = plan.geometry.batch * inside * c * target.next_multiple_of(K::NR) / 128;
     let products = PRODUCTS * c * target.next_multiple_of(K::NR) / 64;
-    let transformed = tiling.tiles * (products + 6 * c + 12 * target) + 3 * c * target;
+    // Several threads take the same number of blocks each, so that one thread's blocks stand for all.
+    let weights = 6 * c * target * tiling.blocks(1);
+    let transformed = tiling.tiles * (products + 6 * c + 12 * target) + weights;
     // An estimate that is nearly a tie is no reason to take more memory.
     transformed + transformed / 16 < gathered
 }
