@@ -1,8 +1,9 @@
 """Scores in float what integer training left: the masters of a checkpoint, with their running statistics.
 
-    intseg data batches --config FILE --data DIR --steps 1 | python evaluate.py RUN/checkpoint.safetensors
+    intseg data batches --config FILE --data DIR --steps 0 | python evaluate.py RUN/checkpoint.safetensors
 
-Prints mIoU and pixel accuracy with the masters as they are, and with convolution weights rounded to their 8 bits.
+Prints mIoU and pixel accuracy with the masters as they are, with convolution weights rounded to their 8 bits, with
+activations rounded to 8 bits, and with both; each with running statistics and with measured ones.
 """
 
 import json
@@ -50,12 +51,19 @@ def restored(graph, file, rounded):
 
 def main():
     header = json.loads(sys.stdin.buffer.readline())
-    sys.stdin.buffer.read()
-    with safe_open(sys.argv[1], "pt") as file:
-        for rounded in (False, True):
-            network = restored(header["graph"], file, rounded)
-            miou, accuracy = twin.scores(twin.evaluate(network, header["val"], header["classes"]))
-            print(f"{'weights in 8 bits' if rounded else 'masters'}: mIoU {miou:.2f}, pixel accuracy {accuracy:.2f}")
+    graph = header["graph"]
+    frames = [twin.prepared(images) for images, _ in twin.batches(sys.stdin.buffer, header["batch"], header["measured"])]
+    for rounded in (False, True):
+        for coarse in (False, True):
+            with safe_open(sys.argv[1], "pt") as file:
+                network = restored(graph, file, rounded)
+            if coarse:
+                network.quantization = twin.Quantization(graph, "no", True, True)
+            names = ["weights in 8 bits"] * rounded + ["activations in 8 bits"] * coarse
+            for way, deployed in (("running", network), ("measured", twin.measured(network, frames))):
+                miou, accuracy = twin.scores(twin.evaluate(deployed, header["val"], header["classes"]))
+                name = ", ".join(names or ["masters"])
+                print(f"{name}, {way} statistics: mIoU {miou:.2f}, pixel accuracy {accuracy:.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,25 @@
 """Tables the runs of run.sh, keeps their logs without the layers' states, and draws the loss curves.
 
     python table.py OUT [--logs DIR] [--picture FILE.svg]
+
+A row is an arithmetic and a way of being deployed: with running statistics of batch normalisation, with statistics
+measured over batches of their own, or, float alone, with the average of the last weights besides.
 """
 
 import argparse
 import json
+import math
 import statistics
 from pathlib import Path
 
 ROWS = {"integer": "integer", "usual": "float", "l1": "float, L1 BN"}
 COLOURS = {"integer": "#c0392b", "usual": "#2c3e50", "l1": "#2980b9"}
+WAYS = ("running", "measured", "averaged")
 
 
 def read(folder):
-    """Steps with their losses, and evaluations in per cent."""
-    losses, scores, kept = [], [], []
+    """Steps with their losses, and for each way the last evaluation in per cent."""
+    losses, scores, kept = [], {}, []
     for line in open(folder / "log.jsonl"):
         row = json.loads(line)
         if row["event"] == "step":
@@ -22,8 +27,9 @@ def read(folder):
             kept.append({key: row[key] for key in ("event", "step", "loss", "seconds")})
         if row["event"] == "eval":
             unit = 100 if row["miou"] <= 1 else 1
-            scores.append((row["step"], unit * row["miou"], unit * row["pixel_accuracy"]))
-            kept.append(dict(event="eval", step=row["step"], miou=scores[-1][1], pixel_accuracy=scores[-1][2]))
+            way = row.get("way", "running")
+            scores[way] = unit * row["miou"], unit * row["pixel_accuracy"]
+            kept.append(dict(event="eval", step=row["step"], way=way, miou=scores[way][0], pixel_accuracy=scores[way][1]))
     return losses, scores, kept
 
 
@@ -58,33 +64,57 @@ def picture(runs, path):
     path.write_text("\n".join(parts) + "\n")
 
 
+def squared_error(values):
+    """The variance of the values' mean; unknown for one."""
+    return statistics.variance(values) / len(values) if len(values) > 1 else math.nan
+
+
+def line(name, way, runs):
+    """A row of the table, and the mIoU of each of its runs."""
+    found = [(losses, scores[way]) for losses, scores in runs if way in scores]
+    if not found:
+        return None, []
+    mious = [score[0] for _, score in found]
+    tails = [statistics.mean(loss for _, loss in losses[-5:]) for losses, _ in found]
+    each = ", ".join(f"{miou:.1f}" for miou in mious)
+    error = f"{statistics.mean(mious):.2f} ± {math.sqrt(squared_error(mious)):.2f}"
+    accuracy = statistics.mean(score[1] for _, score in found)
+    text = f"| {name} | {way} | {each} | {error} | {max(mious) - min(mious):.1f} | {accuracy:.1f} | {statistics.mean(tails):.3f} |"
+    return text, mious
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--logs", type=Path)
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
-    runs = {}
-    print("| arithmetic | mIoU of each seed | mean | spread | pixel accuracy | last loss |\n|---|---|---|---|---|---|")
+    curves, mious = {}, {}
+    print("| arithmetic | deployed | mIoU of each seed | mean ± its error | spread | pixel accuracy | last loss |")
+    print("|---|---|---|---|---|---|---|")
     for kind, name in ROWS.items():
-        found = {}
+        runs = []
         for folder in sorted(options.out.glob(f"{kind}-*")):
             losses, scores, kept = read(folder)
-            found[folder.name], runs[kind, folder.name] = (losses, scores), losses
+            runs.append((losses, scores))
+            curves[kind, folder.name] = losses
             if options.logs:
                 options.logs.mkdir(parents=True, exist_ok=True)
                 text = "".join(json.dumps(row) + "\n" for row in kept)
                 (options.logs / f"{folder.name}.jsonl").write_text(text)
-        mious = [scores[-1][1] for _, scores in found.values()]
-        accuracies = [scores[-1][2] for _, scores in found.values()]
-        tails = [statistics.mean(loss for _, loss in losses[-5:]) for losses, _ in found.values()]
-        each = ", ".join(f"{miou:.1f}" for miou in mious)
-        print(
-            f"| {name} | {each} | {statistics.mean(mious):.2f} | {max(mious) - min(mious):.1f} "
-            f"| {statistics.mean(accuracies):.1f} | {statistics.mean(tails):.3f} |"
-        )
+        for way in WAYS:
+            text, mious[kind, way] = line(name, way, runs)
+            if text:
+                print(text)
+    print()
+    for (kind, way), scores in mious.items():
+        integer = mious["integer", way]
+        if kind != "integer" and scores and integer:
+            gap = statistics.mean(integer) - statistics.mean(scores)
+            error = math.sqrt(squared_error(integer) + squared_error(scores))
+            print(f"integer less {ROWS[kind]}, {way}: {gap:+.2f} ± {error:.2f}")
     if options.picture:
-        picture(runs, options.picture)
+        picture(curves, options.picture)
 
 
 if __name__ == "__main__":

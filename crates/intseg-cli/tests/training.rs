@@ -244,10 +244,10 @@ fn a_run_starts_from_another_runs_weights_and_says_what_it_took() {
 fn recorded_batches_are_those_of_a_run() {
     let data = scenes();
     let initial = data.path().join("initial.safetensors");
-    let record = |seed: &str| {
+    let record = |set: &str| {
         let mut command = program();
-        command.args(["data", "batches", "--steps", "3", "--set", seed, "--config"]).arg(common::config());
-        command.args(common::QUICK.iter().flat_map(|set| ["--set", set]));
+        command.args(["data", "batches", "--steps", "3", "--config"]).arg(common::config());
+        command.args(common::QUICK.iter().chain([&set]).flat_map(|set| ["--set", set]));
         let out = command.arg("--data").arg(data.path()).arg("--initial").arg(&initial).output().unwrap();
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         out.stdout
@@ -257,7 +257,12 @@ fn recorded_batches_are_those_of_a_run() {
     let header: serde_json::Value = serde_json::from_slice(&bytes[..end]).unwrap();
     assert_eq!((header["steps"].as_u64(), header["lr_q32"].as_array().unwrap().len()), (Some(3), 3));
     let frames = &bytes[end + 1..];
-    assert_eq!(frames.len(), 3 * 2 * 32 * 48 * 4, "two crops a step: three bytes of image and one of label a pixel");
+    assert_eq!(header["measured"].as_u64(), Some(16));
+    assert_eq!(
+        frames.len(),
+        (3 + 16) * 2 * 32 * 48 * 4,
+        "two crops a step: three bytes of image and one of label a pixel"
+    );
     let labels = &frames[2 * 32 * 48 * 3..2 * 32 * 48 * 4];
     assert!(labels.iter().all(|&label| label < 6 || label == 255) && labels.iter().any(|&label| label > 0));
     assert!(bytes == record("train.seed=0") && bytes != record("train.seed=1"));

@@ -38,7 +38,9 @@ fn convolution(criterion: &mut Criterion) {
     let ctx = Context { isa: Isa::detect(), pool: &pool };
     let layers = [
         ("vgg_conv1_1_513x513x3", layer(1, [513; 2], [3, 64], 3, 1, 1)),
+        ("vgg_conv1_2_513x513x64", layer(1, [513; 2], [64, 64], 3, 1, 1)),
         ("vgg_conv3_2_129x129x256", layer(1, [129; 2], [256, 256], 3, 1, 1)),
+        ("vgg_conv4_2_65x65x512", layer(1, [65; 2], [512, 512], 3, 1, 1)),
         ("fcn_fc6_17x17x512", layer(1, [17; 2], [512, 4096], 7, 1, 1)),
         ("resnet_conv1_513x513x3", layer(1, [513; 2], [3, 64], 7, 2, 1)),
         ("resnet_1x1_65x65x2048", layer(1, [65; 2], [2048, 512], 1, 1, 1)),

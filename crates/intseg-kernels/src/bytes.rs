@@ -27,12 +27,6 @@ pub fn as_i8_mut(bytes: &mut [u8]) -> &mut [i8] {
     unsafe { core::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len()) }
 }
 
-/// The bytes of integers.
-pub(crate) fn of_words(words: &mut [i32]) -> &mut [u8] {
-    // SAFETY: every pattern of bits is valid for both, bytes need no alignment, and the borrow is handed on.
-    unsafe { core::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), size_of_val(words)) }
-}
-
 /// Types without padding, for which every pattern of bits is a value.
 ///
 /// # Safety

@@ -34,6 +34,7 @@
 #[cfg(any(test, feature = "std"))]
 extern crate std;
 
+pub mod accumulate;
 pub mod average_pool;
 #[cfg(target_arch = "x86_64")]
 mod avx2;

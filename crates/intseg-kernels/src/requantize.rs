@@ -302,7 +302,10 @@ fn for_each_block<W: Wide>(parts: &[Contribution], from: usize, to: usize, mut v
     while at < to {
         let sums = &mut sums[..BLOCK.min(to - at)];
         sums.fill(W::default());
-        parts.iter().for_each(|part| part.add_to(sums, at));
+        // Not `for_each`: what it is handed is compiled without the caller's instruction set.
+        for part in parts {
+            part.add_to(sums, at);
+        }
         visit(at, sums);
         at += BLOCK;
     }

@@ -1,7 +1,6 @@
 //! Reuse of buffers between the steps of a training run.
 
 use crate::tensor::{Mantissas, Tensor};
-use intseg_kernels::Line;
 use std::cell::RefCell;
 
 /// Buffers that were used before and are free now. After the first step of a run every `take` finds one, so a steady
@@ -13,11 +12,11 @@ pub struct Buffers {
     i16: Shelf<i16>,
     i32: Shelf<i32>,
     i64: Shelf<i64>,
-    lines: Shelf<Line>,
 }
 
-/// A buffer is not used for less than this part of its size.
-const WASTE: usize = 4;
+/// A buffer is not used for less than this part of its size. A tensor that is kept for the backward pass would hold a
+/// buffer that the next large one then allocates anew.
+const WASTE: usize = 2;
 
 struct Shelf<T>(RefCell<Vec<Vec<T>>>);
 
@@ -79,16 +78,6 @@ impl Buffers {
     /// A buffer of `len` 64-bit integers.
     pub fn take_i64(&self, len: usize) -> Vec<i64> {
         self.i64.take(len)
-    }
-
-    /// A buffer of `len` lines of packed weights.
-    pub fn take_lines(&self, len: usize) -> Vec<Line> {
-        self.lines.take(len)
-    }
-
-    /// Takes back lines of packed weights.
-    pub fn give_lines(&self, buffer: Vec<Line>) {
-        self.lines.give(buffer);
     }
 
     /// Takes back bytes.

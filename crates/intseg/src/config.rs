@@ -22,6 +22,8 @@ pub struct Config {
     pub augment: Augment,
     /// How long and how fast to learn.
     pub train: Train,
+    /// How a trained network becomes a model.
+    pub deploy: Deploy,
     /// Bit widths.
     pub bits: Bits,
 }
@@ -173,6 +175,22 @@ impl Default for Train {
     }
 }
 
+/// `[deploy]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Deploy {
+    /// Batches of unvaried training images over which the statistics of batch normalisation and the exponents of activations are measured
+    /// for the weights of a model that is scored, 0 to 1024; 0: running statistics and the largest exponents of the last
+    /// steps.
+    pub batches: u64,
+}
+
+impl Default for Deploy {
+    fn default() -> Self {
+        Deploy { batches: 16 }
+    }
+}
+
 /// What is wrong with a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -255,7 +273,7 @@ impl Config {
         fn check<T: ToString>(ok: bool, key: &'static str, value: T, range: &'static str) -> Result<(), ConfigError> {
             if ok { Ok(()) } else { Err(ConfigError::Range { key, value: value.to_string(), range }) }
         }
-        let Config { network, augment, train, bits, .. } = self;
+        let Config { network, augment, train, bits, deploy, .. } = self;
         check((2..=255).contains(&network.classes), "network.classes", network.classes, "2 to 255")?;
         check((0.01..=4.0).contains(&network.width), "network.width", network.width, "0.01 to 4")?;
         check((0.0..=0.9).contains(&network.dropout), "network.dropout", network.dropout, "0 to 0.9")?;
@@ -283,6 +301,7 @@ impl Config {
             "0 to 4",
         )?;
         check(train.save_every > 0, "train.save_every", train.save_every, "at least 1")?;
+        check(deploy.batches <= 1024, "deploy.batches", deploy.batches, "0 to 1024")?;
         check(train.log_every > 0, "train.log_every", train.log_every, "at least 1")?;
         if let ClassWeights::List(list) = &train.class_weights {
             let fits = list.len() == network.classes && list.iter().all(|w| (0.0..256.0).contains(w));

@@ -1,8 +1,9 @@
 //! From a network in training to a deployable model.
 //!
 //! Batch normalisation, bias and change of exponent become one multiplier, bias and shift a channel; ReLU becomes the
-//! clamp; exponents are frozen at the largest of the last steps; dropout and the auxiliary head disappear.
+//! clamp; statistics and exponents are frozen (`frozen.rs`); dropout and the auxiliary head disappear.
 
+use crate::frozen::Frozen;
 use crate::graph::{ConvOutput, ConvSpec, Graph, GraphError, OpSpec};
 use crate::network::{IMAGE_EXPONENT, Layer, Network};
 use crate::ops::Bits;
@@ -36,17 +37,17 @@ pub struct Metadata {
     pub config: String,
 }
 
-/// Folds a network.
-pub fn fold(network: &Network, bits: Bits, metadata: &Metadata) -> ModelSpec {
+/// Folds a network with what `frozen` says of it.
+pub fn fold(network: &Network, frozen: &Frozen, bits: Bits, metadata: &Metadata) -> ModelSpec {
     let graph = &network.graph;
-    let exponents = frozen_exponents(network);
+    let exponents = exponents(graph, frozen);
     let deployed = graph.deployed();
     // Where each graph node's output is in the model.
     let mut places = vec![usize::MAX; graph.nodes.len()];
     let mut nodes: Vec<NodeSpec> = Vec::new();
     for (index, node) in graph.nodes.iter().enumerate().filter(|(index, _)| deployed[*index]) {
         let source = node.inputs.first().map(|id| id.0);
-        let fold = Folding { network, bits, exponents: &exponents, out: exponents[index] };
+        let fold = Folding { network, frozen, bits, exponents: &exponents, out: exponents[index] };
         let op = match (&node.op, source) {
             (OpSpec::Dropout { .. }, Some(source)) => {
                 places[index] = places[source];
@@ -100,7 +101,7 @@ pub fn random_model(graph: &Graph, seed: u64) -> Result<Vec<u8>, GraphError> {
         palette: crate::data::palette::voc(graph.classes()),
         ..Metadata::default()
     };
-    Ok(fold(&network, Bits::default(), &metadata).to_bytes())
+    Ok(fold(&network, &Frozen::running(&network), Bits::default(), &metadata).to_bytes())
 }
 
 /// The type of a node's output.
@@ -116,12 +117,11 @@ fn element(graph: &Graph, index: usize) -> Element {
 }
 
 /// Each node's exponent at inference. Branches of a concatenation share one, so that joining them moves bytes alone.
-fn frozen_exponents(network: &Network) -> Vec<i32> {
-    let graph = &network.graph;
+fn exponents(graph: &Graph, frozen: &Frozen) -> Vec<i32> {
     let mut exponents: Vec<i32> = (0..graph.nodes.len())
         .map(|index| {
             let untrained = UNTRAINED[usize::from(element(graph, index) == Element::I16)];
-            network.ranges[index].frozen().unwrap_or(untrained)
+            frozen.exponents[index].unwrap_or(untrained)
         })
         .collect();
     exponents[0] = IMAGE_EXPONENT;
@@ -152,6 +152,7 @@ fn passes_exponent(op: &OpSpec) -> bool {
 /// What folding one node needs.
 struct Folding<'a> {
     network: &'a Network,
+    frozen: &'a Frozen,
     bits: Bits,
     exponents: &'a [i32],
     /// The node's exponent.
@@ -176,7 +177,7 @@ impl Folding<'_> {
         let Layer::BatchNorm(norm) = &self.network.layers[index] else {
             unreachable!("a normalisation's layer is one")
         };
-        let channels = norm.folded(self.bits.gamma, self.bits.beta);
+        let channels = norm.folded(&self.frozen.statistics[index], self.bits.gamma, self.bits.beta);
         match (&self.network.graph.nodes[source].op, &self.network.layers[source]) {
             (OpSpec::Conv(spec), Layer::Conv(conv)) if spec.output == ConvOutput::Accumulators => {
                 self.conv(conv, spec, self.network.graph.nodes[source].inputs[0].0, &channels)

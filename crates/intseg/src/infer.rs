@@ -5,6 +5,7 @@
 
 use crate::buffers::Buffers;
 use crate::fold::{Metadata, fold};
+use crate::frozen::Frozen;
 use crate::graph::{Graph, OpSpec, pooled};
 use crate::network::{IMAGE_EXPONENT, Network};
 use crate::ops::add::aligned_to;
@@ -24,9 +25,16 @@ use intseg_runtime::writer::{NodeSpec, OpSpec as Folded, RequantizationSpec};
 ///
 /// # Panics
 /// When the image does not have `3 · h · w` values, or is too small for the network.
-pub fn class_map(network: &Network, bits: Bits, ctx: Context, image: &[u8], [h, w]: [usize; 2]) -> Vec<u8> {
+pub fn class_map(
+    network: &Network,
+    frozen: &Frozen,
+    bits: Bits,
+    ctx: Context,
+    image: &[u8],
+    [h, w]: [usize; 2],
+) -> Vec<u8> {
     let graph = &network.graph;
-    let folded = fold(network, bits, &Metadata::default());
+    let folded = fold(network, frozen, bits, &Metadata::default());
     let buffers = Buffers::default();
     let step = Step { kernels: ctx, bits, buffers: &buffers, seed: 0, number: 0, node: 0 };
     let image = image.iter().map(|&v| (i16::from(v) - 128) as i8).collect();

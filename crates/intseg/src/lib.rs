@@ -38,6 +38,7 @@ pub mod data;
 pub mod evaluate;
 pub mod export;
 pub mod fold;
+pub mod frozen;
 pub mod graph;
 pub mod infer;
 pub mod init;

@@ -5,7 +5,7 @@
 
 use crate::data::IGNORE;
 use crate::ops::Step;
-use crate::ops::resize::{Taps, adjoint};
+use crate::ops::resize::{Taps, adjoint_sums, narrowed};
 use crate::tensor::{Mantissas, Tensor};
 use intseg_kernels::pool::for_each_piece_with;
 use intseg_kernels::softmax::{LogitScale, Softmax};
@@ -55,30 +55,36 @@ pub fn segmentation_loss(
     let coarse = (largest - 1).ilog2() - 7;
 
     let row_len = size[1] * classes;
-    let mut error = step.buffers.take_i16(labels.len() * classes);
     let ctx = step.kernels;
     let blend_len = logits.shape.w * classes;
     let scratch_len = row_len + blend_len;
     let mut scratch = step.buffers.take_i32(ctx.pool.threads() * scratch_len);
+    let mut error = step.buffers.take_i16(size[0] * row_len);
+    let mut sums = step.buffers.take_i64(logits.shape.len());
     let total = Mutex::new(Counts::default());
-    for_each_piece_with(ctx.pool, &mut error, row_len, &mut scratch, scratch_len, |row, error, scratch| {
-        let image = &values[row / size[0] * logits.shape.h * blend_len..][..logits.shape.h * blend_len];
-        let labels = &labels[row * size[1]..][..size[1]];
-        let (sums, blend) = scratch.split_at_mut(row_len);
-        ctx.isa.vectorize(
-            #[inline(always)]
-            || resize.row(sums, blend, image, row % size[0], shift),
-        );
-        let counts = loss_row(error, sums, labels, classes, class_weights, scale, coarse);
-        let mut total = total.lock().expect("no task panics");
-        total.loss_q16 += counts.loss_q16;
-        total.weight_q8 += counts.weight_q8;
-        total.valid += counts.valid;
-        total.correct += counts.correct;
-    });
+    // Image by image: the error of all of them at full size would be among the largest tensors of a step.
+    let image_len = logits.shape.h * blend_len;
+    let images = values.chunks_exact(image_len).zip(labels.chunks_exact(size[0] * size[1]));
+    for ((image, labels), sums) in images.zip(sums.chunks_exact_mut(image_len)) {
+        for_each_piece_with(ctx.pool, &mut error, row_len, &mut scratch, scratch_len, |row, error, scratch| {
+            let labels = &labels[row * size[1]..][..size[1]];
+            let (logits, blend) = scratch.split_at_mut(row_len);
+            ctx.isa.vectorize(
+                #[inline(always)]
+                || resize.row(logits, blend, image, row, shift),
+            );
+            let counts = loss_row(error, logits, labels, classes, class_weights, scale, coarse);
+            let mut total = total.lock().expect("no task panics");
+            total.loss_q16 += counts.loss_q16;
+            total.weight_q8 += counts.weight_q8;
+            total.valid += counts.valid;
+            total.correct += counts.correct;
+        });
+        adjoint_sums(step, &resize, &error, sums);
+    }
     step.buffers.give_i32(scratch);
-    let reduced = adjoint(step, &resize, &error, coarse as i32 - 15, logits.shape);
     step.buffers.give_i16(error);
+    let reduced = narrowed(step, &resize, sums, coarse as i32 - 15, logits.shape);
     let Counts { loss_q16, weight_q8, valid, correct } = total.into_inner().expect("no task panics");
     LossOutput { loss_q16, weight_q8, valid, correct, error: reduced }
 }

@@ -8,13 +8,13 @@ use crate::ops::batch_norm::BatchNorm;
 use crate::ops::conv::Conv;
 use crate::ops::{Bits, Operator, Step};
 use crate::ops::{
-    add::Add, add::aligned, average_pool::GlobalAveragePool, concat::Concat, dropout::Dropout, max_pool::MaxPool,
-    resize::ResizeLike,
+    add::Add, add::aligned, add::aligned_to, average_pool::GlobalAveragePool, concat::Concat, dropout::Dropout,
+    max_pool::MaxPool, resize::ResizeLike,
 };
 use crate::parameter::{Parameter, Rate};
 use crate::tensor::{Mantissas, Shape, Tensor};
-use intseg_kernels::requantize;
 use intseg_kernels::{Context, Dither, Role};
+use intseg_kernels::{accumulate, requantize};
 
 /// Exponent of the image: value − 128 in units of 1/128.
 pub const IMAGE_EXPONENT: i32 = -7;
@@ -168,6 +168,8 @@ pub struct Network {
     pub ranges: Vec<ExponentRange>,
     buffers: Buffers,
     last_reader: Vec<usize>,
+    /// How many convolutions read a node.
+    convolutions: Vec<usize>,
     /// Whether a node is read by sums and batch normalisations alone, and by no loss.
     passing: Vec<bool>,
 }
@@ -185,6 +187,10 @@ impl Network {
         for (index, node) in graph.nodes.iter().enumerate() {
             node.inputs.iter().for_each(|id| last_reader[id.0] = index);
         }
+        let mut convolutions = vec![0; graph.nodes.len()];
+        for node in graph.nodes.iter().filter(|node| matches!(node.op, OpSpec::Conv(_))) {
+            node.inputs.iter().for_each(|id| convolutions[id.0] += 1);
+        }
         let mut passing = vec![true; graph.nodes.len()];
         for node in &graph.nodes {
             if !matches!(node.op, OpSpec::Add { .. } | OpSpec::BatchNorm { .. }) {
@@ -198,6 +204,7 @@ impl Network {
             ranges: vec![none; graph.nodes.len()],
             buffers: Buffers::default(),
             last_reader,
+            convolutions,
             passing,
             graph,
         })
@@ -211,6 +218,15 @@ impl Network {
     /// State besides the parameters: running statistics, in the graph's order.
     pub fn state(&mut self) -> impl Iterator<Item = &mut Vec<i64>> {
         self.layers.iter_mut().filter_map(Layer::operator).flat_map(|operator| operator.state())
+    }
+
+    /// Each node's running statistics: μ, then mean|d|, of a normalisation's channels, in units of 2^-24; empty elsewhere
+    /// and before the first step.
+    pub fn statistics(&self) -> impl Iterator<Item = &[i64]> {
+        self.layers.iter().map(|layer| match layer {
+            Layer::BatchNorm(norm) => norm.running(),
+            _ => &[],
+        })
     }
 
     /// The name of every normalisation in the graph's order, and its channels: those of [`Network::state`].
@@ -257,11 +273,11 @@ impl Network {
         if recipe.step.is_multiple_of(RANGE_WINDOW) {
             self.ranges.iter_mut().for_each(ExponentRange::rotate);
         }
-        let mut values = self.forward(batch, recipe, &mut observe);
+        let mut values = self.forward(batch, recipe, true, &mut observe);
         for (range, value) in self.ranges.iter_mut().zip(&values) {
             range.observe(value.exponent);
         }
-        let mut errors: Vec<Vec<Tensor>> = values.iter().map(|_| Vec::new()).collect();
+        let mut errors: Vec<Pending> = values.iter().map(|_| Pending::default()).collect();
         let heads = std::iter::once(self.graph.logits).chain(self.graph.auxiliary);
         let mut outcome = StepOutcome::default();
         for (head, (node, weights)) in heads.zip(recipe.class_weights).enumerate() {
@@ -269,7 +285,7 @@ impl Network {
             let loss =
                 segmentation_loss(&step, &values[node.0], &batch.labels, batch.size, self.graph.align_corners, weights);
             let LossOutput { loss_q16, weight_q8, valid, correct, error } = loss;
-            errors[node.0].push(error);
+            errors[node.0].parts.push(error);
             if head == 0 {
                 outcome = StepOutcome { loss_q16, weight_q8, valid, correct };
             }
@@ -280,13 +296,27 @@ impl Network {
         outcome
     }
 
+    /// Shows `observe` every node's output for a batch, normalised by the batch's own statistics, without dropout. Running
+    /// statistics move as in a training step; nothing else that a later step depends on does.
+    pub fn survey(&mut self, batch: &Batch, kernels: Context, bits: Bits, observe: &mut dyn FnMut(usize, &Tensor)) {
+        let (seed, step, class_weights) = (0, 0, [&[][..]; 2]);
+        let recipe = Recipe { kernels, bits, seed, step, class_weights, lr_q32: 0, decay_q32: 0, momentum_q15: 0 };
+        let mut show = |probe: Probe| {
+            if let Probe::Output { node, output } = probe {
+                observe(node, output);
+            }
+        };
+        let values = self.forward(batch, &recipe, false, &mut Some(&mut show));
+        values.into_iter().for_each(|value| self.buffers.give(value));
+    }
+
     fn step<'a>(&'a self, recipe: &'a Recipe, node: usize) -> Step<'a> {
         step_of(&self.buffers, recipe, node)
     }
 
     /// Every node's output. What no backward pass reads is given back once its last reader has run, and leaves an empty
     /// tensor: accumulators, and 16-bit streams whose readers keep what they need of them.
-    fn forward(&mut self, batch: &Batch, recipe: &Recipe, observe: &mut Option<Observer>) -> Vec<Tensor> {
+    fn forward(&mut self, batch: &Batch, recipe: &Recipe, drops: bool, observe: &mut Option<Observer>) -> Vec<Tensor> {
         let mut values: Vec<Tensor> = Vec::with_capacity(self.graph.nodes.len());
         for (index, node) in self.graph.nodes.iter().enumerate() {
             let step = step_of(&self.buffers, recipe, index);
@@ -295,6 +325,9 @@ impl Network {
                     let mut image = self.buffers.take_i8(batch.images.len());
                     image.copy_from_slice(&batch.images);
                     Tensor::i8(batch.shape(), IMAGE_EXPONENT, image)
+                }
+                Some(_) if !drops && matches!(node.op, OpSpec::Dropout { .. }) => {
+                    self.buffers.copy(&values[node.inputs[0].0])
                 }
                 Some(operator) => {
                     let inputs: Vec<&Tensor> = node.inputs.iter().map(|id| &values[id.0]).collect();
@@ -324,22 +357,22 @@ impl Network {
     fn backward(
         &mut self,
         values: &mut [Tensor],
-        mut errors: Vec<Vec<Tensor>>,
+        mut errors: Vec<Pending>,
         recipe: &Recipe,
         rate: &Rate,
         observe: &mut Option<Observer>,
     ) {
         for index in (0..self.graph.nodes.len()).rev() {
-            let parts = std::mem::take(&mut errors[index]);
+            let pending = std::mem::take(&mut errors[index]);
             let step = step_of(&self.buffers, recipe, index);
             let Some(operator) = self.layers[index].operator() else {
-                parts.into_iter().for_each(|part| self.buffers.give(part));
+                pending.parts.into_iter().for_each(|part| self.buffers.give(part));
                 continue;
             };
-            if parts.is_empty() {
+            if pending.parts.is_empty() {
                 continue;
             }
-            let error = collect(&step, &values[index], parts);
+            let error = collect(&step, &values[index], pending);
             if let Some(observe) = observe {
                 observe(Probe::Error { node: index, error: &error });
             }
@@ -348,8 +381,16 @@ impl Network {
             let wanted: Vec<bool> =
                 node.inputs.iter().map(|id| !matches!(self.graph.nodes[id.0].op, OpSpec::Image)).collect();
             let parts = operator.backward(&step, &inputs, &values[index], error, &wanted);
+            let bound = match &self.layers[index] {
+                Layer::Conv(conv) if step.bits.e2 <= 8 => Some(conv.backward_bound()),
+                _ => None,
+            };
             for (id, part) in node.inputs.iter().zip(parts) {
-                errors[id.0].extend(part);
+                let Some(part) = part else { continue };
+                match bound.filter(|_| self.convolutions[id.0] > 2) {
+                    Some(bound) => errors[id.0].add(&step, part, bound),
+                    None => errors[id.0].parts.push(part),
+                }
             }
             if let (Some(observe), Layer::Conv(conv)) = (&mut *observe, &self.layers[index]) {
                 let error = conv.error_in_use(values[index].shape);
@@ -393,9 +434,40 @@ fn instantiate(graph: &Graph, shapes: &[Shape], index: usize, seed: u64) -> Laye
     }
 }
 
+/// What a node's readers have sent of its error.
+#[derive(Default)]
+struct Pending {
+    parts: Vec<Tensor>,
+    /// What several convolutions sent, added up: where among the parts, the largest magnitude that it can have, and the
+    /// coarsest of their exponents.
+    sum: Option<(usize, u64, i32)>,
+}
+
+impl Pending {
+    /// Takes accumulators of magnitudes up to `bound`, and adds them to those that are there already if that is exact: of
+    /// many readers' accumulators as many tensors would be held.
+    fn add(&mut self, step: &Step, part: Tensor, bound: u64) {
+        let Mantissas::I32(others) = &part.mantissas else { return self.parts.push(part) };
+        if let Some((at, largest, coarsest)) = &mut self.sum {
+            let there = &mut self.parts[*at];
+            let unit = there.exponent.min(part.exponent);
+            let [own, left] = [there.exponent, part.exponent].map(|exponent| (exponent - unit) as u32);
+            let both = (own.max(left) < 31).then(|| (*largest << own) + (bound << left));
+            if let (Mantissas::I32(sums), Some(both @ 0..=0x7FFF_FFFF)) = (&mut there.mantissas, both) {
+                accumulate::add_shifted(step.kernels, sums, own, others, left);
+                (there.exponent, *largest, *coarsest) = (unit, both, part.exponent.max(*coarsest));
+                return step.buffers.give(part);
+            }
+            return self.parts.push(part);
+        }
+        self.sum = Some((self.parts.len(), bound, part.exponent));
+        self.parts.push(part);
+    }
+}
+
 /// Sums the parts of an error that a node's readers sent, and brings the sum to the bits that the node's output
 /// wants: 16 for a residual stream or logits, E1 for an activation. A single part that fits passes as it is.
-fn collect(step: &Step, output: &Tensor, mut parts: Vec<Tensor>) -> Tensor {
+fn collect(step: &Step, output: &Tensor, Pending { mut parts, sum }: Pending) -> Tensor {
     let wide = matches!(output.mantissas, Mantissas::I16(_));
     let bits = if wide { step.bits.residual } else { step.bits.e1 };
     let fits = |part: &Tensor| match part.mantissas {
@@ -407,7 +479,11 @@ fn collect(step: &Step, output: &Tensor, mut parts: Vec<Tensor>) -> Tensor {
         return parts.remove(0);
     }
     let views: Vec<&Tensor> = parts.iter().collect();
-    let (contributions, finest) = aligned(&views);
+    // The unit is that of the parts before some were added up.
+    let (contributions, finest) = match sum {
+        Some((.., coarsest)) => aligned_to(&views, coarsest),
+        None => aligned(&views),
+    };
     let dither = step.dither(Role::ErrorAtActivation, 0);
     let len = output.shape.len();
     let error = if bits > 8 {

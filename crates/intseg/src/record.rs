@@ -27,6 +27,8 @@ pub struct Header {
     pub batch: Shape,
     /// Batches that follow.
     pub steps: u64,
+    /// Batches after those, over which deployed models' statistics are measured.
+    pub measured: u64,
     /// The learning rate of each step, in units of 2^-32.
     pub lr_q32: Vec<u64>,
     /// Momentum in units of 2^-15.
@@ -40,7 +42,8 @@ pub struct Header {
 }
 
 /// Writes a record of a configuration's first `steps` steps (all where `None`): the header as a line of JSON, then for
-/// each step the batch's images, value − 128 as i8, `[N, H, W, 3]`, and its labels, u8, `[N, H, W]`, 255 where ignored.
+/// each step the batch's images, value − 128 as i8, `[N, H, W, 3]`, and its labels, u8, `[N, H, W]`, 255 where ignored. The
+/// batches over which deployed models are measured follow in the same way.
 ///
 /// # Errors
 /// When the configuration or the data cannot be used, or `out` cannot be written to; `name` is `out`'s for messages.
@@ -64,6 +67,7 @@ pub fn batches(
         classes: config.network.classes,
         batch: shape,
         steps,
+        measured: config.deploy.batches,
         lr_q32: (0..steps).map(|step| schedule.rate_q32(step)).collect(),
         momentum_q15: config.momentum_q15(),
         decay_q32: config.decay_q32(),
@@ -73,11 +77,15 @@ pub fn batches(
     let io = |source| DataError::Io { path: name.to_owned(), source };
     let line = serde_json::to_string(&header).expect("a header holds numbers, names and paths");
     writeln!(out, "{line}").map_err(io)?;
-    let mut loader = Loader::start(Source::new(config, dataset, train), 0, 2);
-    for _ in 0..steps {
-        let batch = loader.next()?;
-        let images: Vec<u8> = batch.images.iter().map(|&v| v.cast_unsigned()).collect();
-        out.write_all(&images).and_then(|()| out.write_all(&batch.labels)).map_err(io)?;
+    let source = Source::new(config, dataset, train);
+    let unvaried = source.clone().unvaried();
+    for (source, first, count) in [(source, 0, steps), (unvaried, config.train.steps, config.deploy.batches)] {
+        let mut loader = Loader::start(source, first, 2);
+        for _ in 0..count {
+            let batch = loader.next()?;
+            let images: Vec<u8> = batch.images.iter().map(|&v| v.cast_unsigned()).collect();
+            out.write_all(&images).and_then(|()| out.write_all(&batch.labels)).map_err(io)?;
+        }
     }
     Ok(out.flush().map_err(io)?)
 }

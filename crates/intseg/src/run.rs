@@ -7,6 +7,7 @@ use crate::data::loader::{Loader, Source};
 use crate::data::{Batch, DataError, Dataset, Entry, IGNORE, Layout};
 use crate::evaluate::{EvaluateError, evaluate};
 use crate::fold::{Metadata, fold};
+use crate::frozen::Frozen;
 use crate::graph::GraphError;
 use crate::init::{InitError, Report as InitReport, Start};
 use crate::metrics::{Absent, Report};
@@ -227,6 +228,8 @@ struct Run<'a> {
     /// Class weights in 256ths, of the main and the auxiliary loss.
     class_weights: [Vec<u16>; 2],
     progress: Progress,
+    /// The step whose model was scored last, and the model.
+    scored: Option<(u64, Vec<u8>)>,
     started: Instant,
 }
 
@@ -244,8 +247,7 @@ impl<'a> Run<'a> {
         let (train, val) = (dataset.split(&config.data.train)?, dataset.split(&config.data.val)?);
         let mut network = Network::new(graph, config.train.seed)?;
         let initialized = init.filter(|_| !options.resume).map(|start| start.apply(&mut network)).transpose()?;
-        let text = config.to_toml();
-        let progress = open_folder(options, &text, &mut network)?;
+        let progress = open_folder(options, config, &mut network)?;
         let class_weights = class_weights(config, &dataset, &train)?;
         let schedule = Schedule::of(config);
         let ctx = Context { isa: options.isa, pool: threads };
@@ -262,6 +264,7 @@ impl<'a> Run<'a> {
             schedule,
             class_weights,
             progress,
+            scored: None,
             started,
         })
     }
@@ -348,7 +351,7 @@ impl<'a> Run<'a> {
     }
 
     /// The deployable model of the current weights.
-    fn model(&self) -> Vec<u8> {
+    fn model(&self, frozen: &Frozen) -> Vec<u8> {
         let classes = self.config.network.classes;
         let metadata = Metadata {
             arch: self.config.network.arch.clone(),
@@ -358,19 +361,33 @@ impl<'a> Run<'a> {
             steps: self.progress.step,
             config: self.config.to_toml(),
         };
-        fold(&self.network, self.config.bits, &metadata).to_bytes()
+        fold(&self.network, frozen, self.config.bits, &metadata).to_bytes()
+    }
+
+    /// What a deployed model of the current weights freezes: measured over the images that would follow the run's last.
+    fn measured(&mut self) -> Result<Frozen, RunError> {
+        let (config, ctx) = (self.config, self.ctx);
+        if config.deploy.batches == 0 {
+            return Ok(Frozen::running(&self.network));
+        }
+        let source = Source::new(config, self.dataset.clone(), self.train.clone()).unvaried();
+        let mut loader = Loader::start(source, config.train.steps, 2);
+        let batches = (0..config.deploy.batches).map(|_| loader.next());
+        Ok(Frozen::measure(&mut self.network, ctx, config.bits, batches)?)
     }
 
     /// Scores the deployable model on the validation split, and keeps it if it is the best so far.
     fn evaluate(&mut self, observe: &mut (dyn FnMut(&Event) + Send)) -> Result<(), RunError> {
-        let model = self.model();
+        let frozen = self.measured()?;
+        let model = self.model(&frozen);
         let mut engine = Engine::open(&model[..], model.len() as u64, self.ctx).expect("a folded model is a model");
         let classes = self.config.network.classes;
         let matrix = evaluate(&mut engine, self.ctx, &self.dataset, &self.val, classes, |_| {})?;
         let report = matrix.report(Absent::Skip);
         let step = self.progress.step;
+        let way = if self.config.deploy.batches == 0 { "running" } else { "measured" };
         self.log(&json!({
-            "event": "eval", "step": step, "miou": report.miou, "pixel_accuracy": report.pixel_accuracy,
+            "event": "eval", "step": step, "way": way, "miou": report.miou, "pixel_accuracy": report.pixel_accuracy,
             "mean_accuracy": report.mean_accuracy, "fw_iou": report.fw_iou, "iou": report.iou,
             "confusion": matrix.counts, "seconds": self.started.elapsed().as_secs_f64(),
         }))?;
@@ -381,14 +398,20 @@ impl<'a> Run<'a> {
             observe(&Event::Saved { step, path });
         }
         observe(&Event::Evaluated { step, report });
+        self.scored = Some((step, model));
         Ok(())
     }
 
-    /// Writes the last model and then the checkpoint, from which the rest can be computed again.
+    /// Writes the last model and then the checkpoint, from which the rest can be computed again. A model that was not
+    /// scored has running statistics: measuring takes as long as some steps.
     fn save(&mut self, observe: &mut (dyn FnMut(&Event) + Send)) -> Result<(), RunError> {
         let step = self.progress.step;
         let path = self.path("last.iseg");
-        write_atomically(&path, &self.model())?;
+        let model = match self.scored.take().filter(|(scored, _)| *scored == step) {
+            Some((_, model)) => model,
+            None => self.model(&Frozen::running(&self.network)),
+        };
+        write_atomically(&path, &model)?;
         observe(&Event::Saved { step, path });
         let path = self.path(CHECKPOINT);
         checkpoint::save(&path, &mut self.network, &self.progress)?;
@@ -416,8 +439,8 @@ impl<'a> Run<'a> {
 }
 
 /// Prepares the run's folder: starts a new run, or reads the checkpoint and drops what the log says of steps after it.
-fn open_folder(options: &RunOptions, config: &str, network: &mut Network) -> Result<Progress, RunError> {
-    let out = &options.out;
+fn open_folder(options: &RunOptions, config: &Config, network: &mut Network) -> Result<Progress, RunError> {
+    let (out, text) = (&options.out, config.to_toml());
     let io = |path: &Path| {
         let path = path.to_owned();
         move |source| RunError::Data(DataError::Io { path, source })
@@ -429,11 +452,12 @@ fn open_folder(options: &RunOptions, config: &str, network: &mut Network) -> Res
             return Err(RunError::NothingToResume(checkpoint));
         }
         let progress = Checkpoint::open(&checkpoint)?.load(network)?;
-        if progress.config != config {
+        // A key that an earlier version did not have has its default.
+        if Config::parse(&progress.config, &checkpoint, &[])? != *config {
             return Err(RunError::OtherConfig(out.clone()));
         }
-        let text = std::fs::read_to_string(&log).unwrap_or_default();
-        let kept = text.lines().filter(|line| {
+        let lines = std::fs::read_to_string(&log).unwrap_or_default();
+        let kept = lines.lines().filter(|line| {
             let step = serde_json::from_str::<serde_json::Value>(line).ok().and_then(|v| v["step"].as_u64());
             step.is_some_and(|step| step <= progress.step)
         });
@@ -444,8 +468,8 @@ fn open_folder(options: &RunOptions, config: &str, network: &mut Network) -> Res
     if checkpoint.exists() || log.exists() || out.join("last.iseg").exists() {
         return Err(RunError::Exists(out.clone()));
     }
-    write_atomically(&out.join("config.toml"), config.as_bytes())?;
-    let progress = Progress { step: 0, best_miou: None, config: config.to_owned() };
+    write_atomically(&out.join("config.toml"), text.as_bytes())?;
+    let progress = Progress { step: 0, best_miou: None, config: text };
     // A run that is killed before its first checkpoint resumes from here.
     checkpoint::save(&checkpoint, network, &progress)?;
     Ok(progress)

@@ -2,6 +2,7 @@
 
 use intseg::config::Config;
 use intseg::fold::{Metadata, fold};
+use intseg::frozen::Frozen;
 use intseg::infer;
 use intseg::networks::NETWORKS;
 use intseg::threads::Threads;
@@ -18,12 +19,13 @@ fn every_network_is_deployed_bit_for_bit_on_every_instruction_set() {
     let bits = Config::default().bits;
     for (name, ..) in NETWORKS {
         let network = trained(name, ctx);
-        let file = fold(&network, bits, &Metadata::default()).to_bytes();
+        let frozen = Frozen::running(&network);
+        let file = fold(&network, &frozen, bits, &Metadata::default()).to_bytes();
         let mut engine = Engine::new(file).unwrap();
         for (stream, size) in [[40, 56], [33, 65], [1, 1]].into_iter().enumerate() {
             let pixels = size[0] * size[1];
             let image = random_bytes(3 * pixels, 100 + stream as u32);
-            let want = infer::class_map(&network, bits, ctx, &image, size);
+            let want = infer::class_map(&network, &frozen, bits, ctx, &image, size);
             for isa in Isa::available() {
                 for pool in [&Threads::One, &two] {
                     let mut got = vec![0; pixels];

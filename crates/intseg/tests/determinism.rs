@@ -1,8 +1,10 @@
 //! One seed and one configuration give one model, whatever the threads and the instruction set.
 
+use intseg::checkpoint::Checkpoint;
 use intseg::config::Config;
 use intseg::data::scenes;
-use intseg::run::{RunOptions, train};
+use intseg::network::Network;
+use intseg::run::{CHECKPOINT, RunOptions, train};
 use intseg_kernels::Isa;
 use std::path::Path;
 
@@ -15,6 +17,11 @@ fn config(arch: &str) -> Config {
 }
 
 fn model(data: &Path, config: &Config, threads: usize, isa: Isa) -> Vec<u8> {
+    run(data, config, threads, isa).0
+}
+
+/// The last model of a run, and the network of its checkpoint.
+fn run(data: &Path, config: &Config, threads: usize, isa: Isa) -> (Vec<u8>, Network) {
     let out = tempfile::tempdir().unwrap();
     let options = RunOptions {
         data: data.to_owned(),
@@ -25,7 +32,25 @@ fn model(data: &Path, config: &Config, threads: usize, isa: Isa) -> Vec<u8> {
         stop: Default::default(),
     };
     let summary = train(config, &options, &mut |_| {}).unwrap();
-    std::fs::read(summary.last).unwrap()
+    let mut network = Network::new(config.graph().unwrap(), 0).unwrap();
+    Checkpoint::open(&out.path().join(CHECKPOINT)).unwrap().load(&mut network).unwrap();
+    (std::fs::read(summary.last).unwrap(), network)
+}
+
+#[test]
+fn measuring_for_deployment_changes_the_model_and_nothing_that_is_trained() {
+    let data = tempfile::tempdir().unwrap();
+    scenes::write(data.path(), [8, 2], [48, 64], 1).unwrap();
+    for arch in ["fcn8s-vgg16-bn", "deeplabv3-resnet50"] {
+        let runs = [0, 3].map(|batches| {
+            let mut config = config(arch);
+            (config.deploy.batches, config.train.eval_every) = (batches, 1);
+            run(data.path(), &config, 2, Isa::detect())
+        });
+        let [(running, mut a), (measured, mut b)] = runs;
+        assert!(running != measured, "{arch}");
+        assert!(a.parameters().eq(b.parameters()) && a.state().eq(b.state()) && a.ranges == b.ranges, "{arch}");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use intseg::config::Config;
 use intseg::export::c::{Strips, export};
 use intseg::fold::{Metadata, fold};
+use intseg::frozen::Frozen;
 use intseg::networks::NETWORKS;
 use intseg::predictor::Predictor;
 use intseg::threads::Threads;
@@ -65,7 +66,7 @@ fn predictor(name: &str) -> Predictor {
     let network = trained(name, Context { isa: Isa::detect(), pool: &threads });
     let classes = (0..CLASSES).map(|class| format!("class \"{class}\"??/")).collect();
     let metadata = Metadata { arch: name.into(), classes, ..Metadata::default() };
-    let bytes = fold(&network, Config::default().bits, &metadata).to_bytes();
+    let bytes = fold(&network, &Frozen::running(&network), Config::default().bits, &metadata).to_bytes();
     Predictor::from_bytes(bytes, Path::new("trained.iseg"), Isa::detect()).unwrap()
 }
 

@@ -94,7 +94,8 @@ struct Scenes {
 python twin.py
 
 The output is one line of JSON (network, schedule, class weights, validation files), then for each step the images,
-value - 128 as int8 [N, H, W, 3], and the labels, uint8 [N, H, W], 255 where ignored.")]
+value - 128 as int8 [N, H, W, 3], and the labels, uint8 [N, H, W], 255 where ignored; then, in the same way, the
+batches over which a model that is scored is measured (deploy.batches).")]
 struct Batches {
     /// The run's description, a TOML file
     #[arg(long, value_name = "FILE")]

@@ -152,6 +152,17 @@ impl Line {
         sums
     }
 
+    /// How many 32-bit words hold `lines` lines, wherever they begin.
+    pub const fn words(lines: usize) -> usize {
+        if lines == 0 { 0 } else { 16 * lines + 15 }
+    }
+
+    /// The lines that lie in some words, of which there are at least as many as [`Line::words`] is asked for.
+    pub fn in_words(words: &mut [i32]) -> &mut [Line] {
+        // SAFETY: a line is 64 bytes of integers without padding, and any bits are valid for both.
+        unsafe { words.align_to_mut::<Line>() }.1
+    }
+
     /// The bytes of some lines.
     pub(crate) fn bytes_mut(lines: &mut [Line]) -> &mut [u8] {
         // SAFETY: a line is 64 bytes without padding, and any bits are valid for both.

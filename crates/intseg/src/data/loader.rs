@@ -46,6 +46,15 @@ impl Source {
         let (classes, batch, seed) = (config.network.classes, config.train.batch, config.train.seed);
         Source { dataset, entries, classes, augmentation, batch, seed }
     }
+
+    /// The same images as a deployed model sees them: crops at scale 1, neither mirrored nor changed in brightness.
+    pub fn unvaried(self) -> Self {
+        let crop = self.augmentation.crop;
+        Source {
+            augmentation: Augmentation { crop, scale_q8: [256; 2], flip: false, brightness: 0, contrast_q8: 0 },
+            ..self
+        }
+    }
 }
 
 /// Hands out batches in the order of steps.
@@ -183,6 +192,21 @@ mod tests {
             Augmentation { crop: [24, 24], scale_q8: [128, 512], flip: true, brightness: 20, contrast_q8: 20 };
         let entries = dataset.split("train").unwrap();
         Source { dataset, entries, classes: scenes::CLASSES.len(), augmentation, batch: 3, seed: 5 }
+    }
+
+    #[test]
+    fn unvaried_crops_of_an_images_size_are_the_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut source = source(dir.path()).unvaried();
+        source.augmentation.crop = [40, 32];
+        let samples: Vec<Sample> =
+            source.entries.iter().map(|entry| source.dataset.read(entry, source.classes).unwrap()).collect();
+        let Batch { images, labels, .. } = Loader::start(source, 3, 1).next().unwrap();
+        let crops = images.chunks_exact(40 * 32 * 3).zip(labels.chunks_exact(40 * 32));
+        for (image, label) in crops {
+            let image: Vec<u8> = image.iter().map(|&v| (i16::from(v) + 128) as u8).collect();
+            assert!(samples.iter().any(|sample| sample.image.data == image && sample.label.values == label));
+        }
     }
 
     #[test]

@@ -80,15 +80,20 @@ impl BatchNorm {
         }
     }
 
-    /// Each channel's map at inference, from running statistics; before the first step, those of a mean of 0 and a
-    /// deviation of 1.
-    pub fn folded(&self, gamma_bits: u32, beta_bits: u32) -> Vec<ChannelAffine> {
+    /// μ, then mean|d|, of each channel over past batches, in units of 2^-24; empty before the first step.
+    pub fn running(&self) -> &[i64] {
+        &self.running
+    }
+
+    /// Each channel's map at inference, from statistics as [`BatchNorm::running`] has them; without any, a mean of 0 and
+    /// a deviation of 1.
+    pub fn folded(&self, statistics: &[i64], gamma_bits: u32, beta_bits: u32) -> Vec<ChannelAffine> {
         let count = self.gamma.master.len();
         (0..count)
             .map(|k| {
-                let (mean, deviation) = match self.running[..] {
+                let (mean, deviation) = match statistics {
                     [] => (0, (1 << (RUNNING_BITS + 14)) / C_Q14),
-                    _ => (self.running[k], self.running[count + k]),
+                    _ => (statistics[k], statistics[count + k]),
                 };
                 let sigma_q24 = (deviation.max(1 << (RUNNING_BITS - 10)) * C_Q14) >> 14;
                 let scale = (i128::from(self.gamma.in_use_affine(k, gamma_bits)) << 40) / i128::from(sigma_q24);
@@ -501,7 +506,7 @@ mod tests {
             let out = norm.forward(&step, &[&y]);
             let e = Tensor::i8(shape, -7, vec![127; shape.len()]);
             norm.backward(&step, &[&y], &out, e, &[true]);
-            norm.folded(16, 16);
+            norm.folded(norm.running(), 16, 16);
         }
     }
 
@@ -511,7 +516,7 @@ mod tests {
         let mut norm = norm();
         let y = input();
         norm.forward(&step(&buffers, Bits::default(), Isa::Scalar), &[&y]);
-        let folded = norm.folded(16, 16);
+        let folded = norm.folded(norm.running(), 16, 16);
         let (y, want) = (values(&y), real(&norm, &values(&y)));
         for (i, want) in want.iter().enumerate() {
             let ChannelAffine { scale_q28, offset_q24 } = folded[i % CHANNELS];

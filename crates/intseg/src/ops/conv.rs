@@ -7,7 +7,7 @@ use crate::tensor::{Mantissas, Shape, Tensor};
 use intseg_kernels::conv::Sum;
 use intseg_kernels::requantize::{self, Contribution};
 use intseg_kernels::round::stochastic_i32;
-use intseg_kernels::{Context, Conv2d, Convolution, Direction, Dither, Input, Role, WeightGradient, Weights};
+use intseg_kernels::{Context, Conv2d, Convolution, Direction, Dither, Input, Line, Role, WeightGradient, Weights};
 use std::ops::Range;
 
 /// A convolution of a training graph.
@@ -58,6 +58,11 @@ impl Conv {
         Tensor::i32(shape, self.error_exponent, (0..shape.len()).map(whole).collect())
     }
 
+    /// The largest magnitude that the sums of backward-data can reach for an error of 8 bits.
+    pub fn backward_bound(&self) -> u64 {
+        (self.spec.kernel[0] * self.spec.kernel[1] * self.spec.channels) as u64 * 128 * 127
+    }
+
     fn geometry(&self, input: Shape) -> Conv2d {
         debug_assert_eq!(input.c, self.c_in);
         self.spec.geometry(input)
@@ -81,7 +86,10 @@ impl Conv {
             Direction::Forward => geometry.output_len(),
             Direction::Transposed => geometry.input_len(),
         };
-        let mut packed = step.buffers.take_lines(pass.packed_len(step.kernels.isa));
+        // In a buffer of the kind that sums have: where weights are many, sums are few.
+        let lines = pass.packed_len(step.kernels.isa);
+        let mut words = step.buffers.take_i32(Line::words(lines));
+        let packed = &mut Line::in_words(&mut words)[..lines];
         let taps = self.weight.master.len() / self.per_tap();
         // Portable code reads all weights as they are; others read packed ones, packed a few taps at a time.
         let at_once = if packed.is_empty() { taps } else { (AT_ONCE / self.per_tap()).clamp(1, taps) };
@@ -90,17 +98,17 @@ impl Conv {
             let range = first..taps.min(first + at_once);
             let raw = &mut raw[..range.len() * self.per_tap()];
             self.weight.in_use_i8(step.kernels, step.bits.w, first * self.per_tap(), raw);
-            pass.pack_taps(step.kernels, &mut packed, range, raw);
+            pass.pack_taps(step.kernels, packed, range, raw);
         }
         let mut scratch = step.buffers.take_i32(pass.scratch_len(step.kernels));
-        let weights = Weights { raw: &raw, packed: &packed };
+        let weights = Weights { raw: &raw, packed };
         let sums = inputs.map(|input| {
             let mut sums = step.buffers.take_i32(len);
             pass.run(step.kernels, &mut sums, input, weights, &mut scratch);
             sums
         });
         step.buffers.give_i32(scratch);
-        step.buffers.give_lines(packed);
+        step.buffers.give_i32(words);
         step.buffers.give_i8(raw);
         sums
     }

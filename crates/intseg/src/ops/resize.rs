@@ -38,9 +38,19 @@ pub fn adjoint<E: Copy + Into<i64> + Sync>(
     shape: Shape,
 ) -> Tensor {
     let mut sums = step.buffers.take_i64(shape.len());
+    adjoint_sums(step, resize, error, &mut sums);
+    narrowed(step, resize, sums, exponent, shape)
+}
+
+/// The exact sums of the adjoint, in units of the error's and of one over the resize's denominator.
+pub fn adjoint_sums<E: Copy + Into<i64> + Sync>(step: &Step, resize: &Resize, error: &[E], sums: &mut [i64]) {
     let mut scratch = step.buffers.take_i64(resize.adjoint_scratch_len(step.kernels));
-    resize.adjoint(step.kernels, &mut sums, error, &mut scratch);
+    resize.adjoint(step.kernels, sums, error, &mut scratch);
     step.buffers.give_i64(scratch);
+}
+
+/// The sums of an adjoint of an error of that exponent in 16 bits.
+pub fn narrowed(step: &Step, resize: &Resize, sums: Vec<i64>, exponent: i32, shape: Shape) -> Tensor {
     // 1 / denominator as a 16-bit mantissa; 1 where it is a power of two.
     let denominator = resize.denominator();
     let whole = denominator.ilog2() as i32;

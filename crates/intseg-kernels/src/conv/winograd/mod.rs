@@ -15,7 +15,7 @@ use super::phase::phases;
 use super::store::Store;
 use super::{Convolution, Direction, Input, Line};
 use crate::Context;
-use crate::bytes::{self, as_i8, as_u8};
+use crate::bytes::{as_i8, as_u8};
 use crate::pool::Disjoint;
 use crate::vector::{LANES, Loop, Vector, WORD_LANES, Words};
 use core::ops::Range;
@@ -180,7 +180,7 @@ pub(crate) fn fits(plan: &Convolution) -> bool {
 }
 
 /// Whether this way takes less time than gathering, as far as an estimate tells: cycles of a core that does 128 products
-/// of bytes or 64 of words in each, and the transforms' as measured.
+/// of bytes or 64 of words in each, and of the transforms as measured.
 pub(crate) fn pays<K: Multiply>(plan: &Convolution) -> bool {
     if !fits(plan) {
         return false;
@@ -190,7 +190,9 @@ pub(crate) fn pays<K: Multiply>(plan: &Convolution) -> bool {
     let inside: usize = phases(&plan.geometry, plan.direction).map(|phase| phase.inside(0) * phase.inside(1)).sum();
     let gathered = plan.geometry.batch * inside * c * target.next_multiple_of(K::NR) / 128;
     let products = PRODUCTS * c * target.next_multiple_of(K::NR) / 64;
-    let transformed = tiling.tiles * (products + 6 * c + 12 * target) + 3 * c * target;
+    // Several threads take the same number of blocks each, so that one thread's blocks stand for all.
+    let weights = 6 * c * target * tiling.blocks(1);
+    let transformed = tiling.tiles * (products + 6 * c + 12 * target) + weights;
     // An estimate that is nearly a tie is no reason to take more memory.
     transformed + transformed / 16 < gathered
 }
@@ -198,8 +200,7 @@ pub(crate) fn pays<K: Multiply>(plan: &Convolution) -> bool {
 /// How many i32 of scratch a run takes.
 pub(crate) fn scratch_len<K: Multiply>(plan: &Convolution, threads: usize) -> usize {
     let tiling = Tiling::new::<K>(plan);
-    // One line more, to begin at a multiple of 64 bytes.
-    (threads * tiling.worker_lines() + 1) * LANES
+    Line::words(threads * tiling.worker_lines())
 }
 
 /// Runs a convolution that [`fits`].
@@ -213,9 +214,7 @@ pub(crate) fn run<K: Multiply, S: Store>(
     scratch: &mut [i32],
 ) {
     let tiling = Tiling::new::<K>(plan);
-    let mut arena = bytes::of_words(scratch);
-    let lines = bytes::take::<Line>(&mut arena, ctx.pool.threads() * tiling.worker_lines());
-    let lines = Disjoint::new(lines.expect("scratch was measured"));
+    let lines = Disjoint::new(Line::in_words(scratch));
     let input = match input {
         Input::U8(data) => data,
         Input::I8(data) => as_u8(data),
