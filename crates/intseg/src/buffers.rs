@@ -146,4 +146,16 @@ mod tests {
         let again = buffers.take_i32(8);
         assert_eq!(again.as_ptr(), at);
     }
+
+    #[test]
+    fn a_buffer_of_more_than_twice_the_size_waits_for_a_larger_request() {
+        let buffers = Buffers::default();
+        let large = buffers.take_i16(201);
+        let at = large.as_ptr();
+        buffers.give_i16(large);
+        let small = buffers.take_i16(100);
+        assert_ne!(small.as_ptr(), at);
+        let larger = buffers.take_i16(150);
+        assert_eq!(larger.as_ptr(), at);
+    }
 }

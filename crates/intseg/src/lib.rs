@@ -35,6 +35,7 @@ pub mod buffers;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+mod errors;
 pub mod evaluate;
 pub mod export;
 pub mod fold;

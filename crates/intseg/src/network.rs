@@ -2,19 +2,18 @@
 
 use crate::buffers::Buffers;
 use crate::data::Batch;
+use crate::errors::{Pending, collect};
 use crate::graph::{Graph, GraphError, OpSpec};
 use crate::loss::{LossOutput, segmentation_loss};
 use crate::ops::batch_norm::BatchNorm;
 use crate::ops::conv::Conv;
 use crate::ops::{Bits, Operator, Step};
 use crate::ops::{
-    add::Add, add::aligned, add::aligned_to, average_pool::GlobalAveragePool, concat::Concat, dropout::Dropout,
-    max_pool::MaxPool, resize::ResizeLike,
+    add::Add, average_pool::GlobalAveragePool, concat::Concat, dropout::Dropout, max_pool::MaxPool, resize::ResizeLike,
 };
 use crate::parameter::{Parameter, Rate};
 use crate::tensor::{Mantissas, Shape, Tensor};
 use intseg_kernels::{Context, Dither, Role};
-use intseg_kernels::{accumulate, requantize};
 
 /// Exponent of the image: value − 128 in units of 1/128.
 pub const IMAGE_EXPONENT: i32 = -7;
@@ -432,69 +431,4 @@ fn instantiate(graph: &Graph, shapes: &[Shape], index: usize, seed: u64) -> Laye
         OpSpec::Concat => Layer::Other(Box::new(Concat)),
         OpSpec::Dropout { drop_256 } => Layer::Other(Box::new(Dropout::new(*drop_256))),
     }
-}
-
-/// What a node's readers have sent of its error.
-#[derive(Default)]
-struct Pending {
-    parts: Vec<Tensor>,
-    /// What several convolutions sent, added up: where among the parts, the largest magnitude that it can have, and the
-    /// coarsest of their exponents.
-    sum: Option<(usize, u64, i32)>,
-}
-
-impl Pending {
-    /// Takes accumulators of magnitudes up to `bound`, and adds them to those that are there already if that is exact: of
-    /// many readers' accumulators as many tensors would be held.
-    fn add(&mut self, step: &Step, part: Tensor, bound: u64) {
-        let Mantissas::I32(others) = &part.mantissas else { return self.parts.push(part) };
-        if let Some((at, largest, coarsest)) = &mut self.sum {
-            let there = &mut self.parts[*at];
-            let unit = there.exponent.min(part.exponent);
-            let [own, left] = [there.exponent, part.exponent].map(|exponent| (exponent - unit) as u32);
-            let both = (own.max(left) < 31).then(|| (*largest << own) + (bound << left));
-            if let (Mantissas::I32(sums), Some(both @ 0..=0x7FFF_FFFF)) = (&mut there.mantissas, both) {
-                accumulate::add_shifted(step.kernels, sums, own, others, left);
-                (there.exponent, *largest, *coarsest) = (unit, both, part.exponent.max(*coarsest));
-                return step.buffers.give(part);
-            }
-            return self.parts.push(part);
-        }
-        self.sum = Some((self.parts.len(), bound, part.exponent));
-        self.parts.push(part);
-    }
-}
-
-/// Sums the parts of an error that a node's readers sent, and brings the sum to the bits that the node's output
-/// wants: 16 for a residual stream or logits, E1 for an activation. A single part that fits passes as it is.
-fn collect(step: &Step, output: &Tensor, Pending { mut parts, sum }: Pending) -> Tensor {
-    let wide = matches!(output.mantissas, Mantissas::I16(_));
-    let bits = if wide { step.bits.residual } else { step.bits.e1 };
-    let fits = |part: &Tensor| match part.mantissas {
-        Mantissas::I8(_) => true,
-        Mantissas::I16(_) => bits > 8 || matches!(output.mantissas, Mantissas::I32(_)),
-        _ => false,
-    };
-    if parts.len() == 1 && fits(&parts[0]) {
-        return parts.remove(0);
-    }
-    let views: Vec<&Tensor> = parts.iter().collect();
-    // The unit is that of the parts before some were added up.
-    let (contributions, finest) = match sum {
-        Some((.., coarsest)) => aligned_to(&views, coarsest),
-        None => aligned(&views),
-    };
-    let dither = step.dither(Role::ErrorAtActivation, 0);
-    let len = output.shape.len();
-    let error = if bits > 8 {
-        let mut out = step.buffers.take_i16(len);
-        let shift = requantize::collect_i16(step.kernels, &mut out, &contributions, bits, dither);
-        Tensor::i16(output.shape, finest + shift as i32, out)
-    } else {
-        let mut out = step.buffers.take_i8(len);
-        let shift = requantize::collect_i8(step.kernels, &mut out, &contributions, bits, dither);
-        Tensor::i8(output.shape, finest + shift as i32, out)
-    };
-    parts.into_iter().for_each(|part| step.buffers.give(part));
-    error
 }
