@@ -9,6 +9,7 @@
 //! power of two for each tensor, at whose end their range is brought by factors that the layers before and behind take
 //! up.
 
+mod branches;
 mod correct;
 mod emit;
 mod prepare;
