@@ -187,7 +187,36 @@ class Lraspp(nn.Module):
         return self.network(x)["out"]
 
 
-NETWORKS = {"fcn8s": Fcn8s, "deeplabv3": DeepLabV3, "unet": UNet, "lraspp": Lraspp}
+class FcnTiny(nn.Module):
+    """intseg's `fcn-tiny` with batch normalisation folded: at width 3, models/camvid-small.iseg in float."""
+
+    def __init__(self, classes, width):
+        super().__init__()
+        c1, c2, c3 = (int(c * width) for c in (16, 32, 48))
+        self.conv1, self.conv2 = nn.Conv2d(3, c1, 3, 2, 1), nn.Conv2d(c1, c2, 3, 2, 1)
+        self.conv3 = nn.Conv2d(c2, c3, 3, padding=1)
+        self.conv4, self.conv5 = (nn.Conv2d(c3, c3, 3, padding=d, dilation=d) for d in (2, 4))
+        self.score, self.score_half = nn.Conv2d(c3, classes, 1), nn.Conv2d(c1, classes, 1)
+
+    def start(self, weights, mean, std):
+        """Takes the weights of `intseg export --format safetensors`, whose image is `(v - 128) / 128`."""
+        weights = {name.replace(".bn.", "."): value for name, value in weights.items()}
+        scale, offset = (255 * torch.tensor(std) / 128, (255 * torch.tensor(mean) - 128) / 128)
+        first = weights["conv1.weight"]
+        weights["conv1.bias"] = weights["conv1.bias"] + (first * offset.view(1, 3, 1, 1)).sum((1, 2, 3))
+        weights["conv1.weight"] = first * scale.view(1, 3, 1, 1)
+        self.load_state_dict(weights)
+
+    def forward(self, x):
+        half = F.relu(self.conv1(x))
+        y = F.relu(self.conv2(half))
+        for conv in (self.conv3, self.conv4, self.conv5):
+            y = F.relu(conv(y))
+        skip = self.score_half(half)
+        return resize(resize(self.score(y), size_of(skip)) + skip, size_of(x))
+
+
+NETWORKS = {"fcn8s": Fcn8s, "deeplabv3": DeepLabV3, "unet": UNet, "fcn_tiny": FcnTiny, "lraspp": Lraspp}
 
 
 def build(name, classes=11, width=0.25):

@@ -1,6 +1,6 @@
 """Trains one float network on CamVid and saves it as state dict and as ONNX file, at first, at last and in between.
 
-    train.py NETWORK --data DIR --out DIR [--steps N] [--batch N] [--crop N] [--lr X] [--width X] [--save-every N] [--bf16]
+    train.py NETWORK --data DIR --out DIR [--init FILE] [--steps N] [--batch N] [--crop N] [--lr X] [--width X] [--save-every N] [--bf16]
 
 --bf16 computes convolutions in bfloat16 while training; the weights stay float32, and so do evaluation and export.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 import camvid
@@ -98,14 +99,17 @@ def save(network, path):
 def train(options):
     torch.manual_seed(options.seed)
     path = options.out / options.network
-    network = build(options.network, width=options.width).to(memory_format=torch.channels_last).train()
+    network = build(options.network, width=options.width)
+    if options.init:
+        network.start(load_file(options.init), camvid.MEAN, camvid.STD)
+    network = network.to(memory_format=torch.channels_last).train()
     save(network, path)
     if not options.steps:
         return
     batches = Batches(options.data, options.batch, options.crop, options.seed)
     weights = batches.class_weights()
     optimiser = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-    losses, started, warmup = [], time.monotonic(), 100
+    losses, started, warmup = [], time.monotonic(), min(100, options.steps // 10 + 1)
     for step in range(1, options.steps + 1):
         optimiser.param_groups[0]["lr"] = options.lr * min(step / warmup, (1 - (step - 1) / options.steps) ** 0.9)
         images, truths = batches.next()
@@ -116,7 +120,7 @@ def train(options):
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
-        if step % 50 == 0:
+        if step % 10 == 0:
             print(f"step {step}/{options.steps}: loss {np.mean(losses):.4f}, {time.monotonic() - started:.0f} s", flush=True)
             losses = []
         if step % options.save_every == 0 or step == options.steps:
@@ -130,6 +134,7 @@ def main():
     parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("--data", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path, help="folder of NETWORK.pth and NETWORK.onnx")
+    parser.add_argument("--init", type=Path, help="fcn_tiny: weights of `intseg export --format safetensors`")
     parser.add_argument("--width", type=float, default=0.25)
     parser.add_argument("--steps", type=int, default=3000, help="0: initial weights alone")
     parser.add_argument("--batch", type=int, default=8)

@@ -1,9 +1,12 @@
 #![no_main]
-//! A model file behind its checksum: one that is accepted runs, on an image of two sizes.
+//! A model file behind its checksum: one that is accepted runs, on an image of two sizes, and is read or refused as the
+//! start of a training.
 
+use intseg::init::Start;
 use intseg_kernels::{Context, Inline, Isa};
 use intseg_runtime::{Engine, Model, Plan, Slot};
 use libfuzzer_sys::fuzz_target;
+use std::path::Path;
 
 /// Bytes that a run may take: a model that needs more is right to, and tells nothing.
 const MEMORY: usize = 1 << 24;
@@ -12,6 +15,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut file = bytes.to_vec();
     intseg_fuzz::seal(&mut file);
     let Ok(model) = Model::parse(&file) else { return };
+    let _ = Start::from_model(&file, Path::new("fuzz"));
     let ctx = Context { isa: Isa::Scalar, pool: &Inline };
     let mut slots = vec![Slot::default(); model.len()];
     let sizes = [[9, 14], [32, 32]];

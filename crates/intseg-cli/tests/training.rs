@@ -236,8 +236,49 @@ fn a_run_starts_from_another_runs_weights_and_says_what_it_took() {
     assert!(own == started("float", ["--init".as_ref(), initial.as_ref()]), "float weights keep every bit");
 
     let mut wrong = train(data.path(), &data.path().join("fourth"));
-    Ran::from(wrong.arg("--init").arg(first.join("best.iseg")).output().unwrap()).fails(1, &["best.iseg"]);
+    let damaged = data.path().join("damaged.iseg");
+    std::fs::write(&damaged, &std::fs::read(first.join("best.iseg")).unwrap()[..999]).unwrap();
+    Ran::from(wrong.arg("--init").arg(&damaged).output().unwrap()).fails(1, &["damaged.iseg"]);
     assert!(!data.path().join("fourth").exists(), "nothing is written before the weights were read");
+}
+
+#[test]
+fn a_model_trained_further_starts_at_its_score_and_improves() {
+    let data = tempfile::tempdir().unwrap();
+    let path = data.path().to_str().unwrap();
+    intseg(["data", "scenes", "--train", "24", "--val", "8", "--size", "64x96", path]).ok();
+    let run = |name: &str, set: &[&str], init: Option<&Path>| {
+        let out = data.path().join(name);
+        let mut command = program();
+        command
+            .arg("train")
+            .arg("--config")
+            .arg(common::config())
+            .arg("--data")
+            .arg(data.path())
+            .arg("--out")
+            .arg(&out);
+        let common = ["train.batch=8", "augment.crop=[64,96]", "train.eval_every=0", "train.warmup=2"];
+        common.iter().chain(set).for_each(|set| {
+            command.args(["--set", set]);
+        });
+        init.iter().for_each(|init| {
+            command.arg("--init").arg(init);
+        });
+        let ran = Ran::from(command.output().unwrap());
+        let told = ran.stderr.clone();
+        ran.ok();
+        let model = out.join("last.iseg");
+        let eval = intseg(["eval", "--model", model.to_str().unwrap(), "--data", path, "--json"]).json();
+        (model, eval["miou"].as_f64().unwrap(), told)
+    };
+    let (model, score, _) = run("first", &["train.steps=80"], None);
+    let still = ["train.steps=1", "train.lr=1e-9", "train.weight_decay=0.0"];
+    let (_, start, told) = run("still", &still, Some(&model));
+    assert!(told.contains("tensors loaded, 0 left at their initial values, 0 ignored"), "{told}");
+    assert!((start - score).abs() < 0.01, "{start} {score}");
+    let (_, tuned, _) = run("tuned", &["train.steps=80", "train.lr=0.05"], Some(&model));
+    assert!(tuned > score + 0.02, "{score} {tuned}");
 }
 
 #[test]

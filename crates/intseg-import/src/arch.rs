@@ -4,7 +4,7 @@ use crate::graph::{FloatGraph, FloatNode, FloatOp, Interpolation, Normalization,
 use crate::names::{Layers, Norm, convolution_shape};
 use crate::tensor::{FloatTensor, Weights};
 use intseg::graph::{ConvOutput, Graph, GraphError, OpSpec};
-use intseg::networks::{Settings, UnknownNetwork, build};
+use intseg::networks::{Settings, UnknownNetwork, build, width_1000};
 use intseg::tensor::Shape;
 use std::collections::BTreeSet;
 
@@ -80,11 +80,9 @@ pub fn network(arch: &str, weights: Weights, normalization: Normalization) -> Re
     let layers = Layers::new(weights);
     let outputs = |name: &str| layers.tensors.get(&format!("{name}.weight")).and_then(|tensor| tensor.shape.first());
     let ends = |what| ArchError::Ends { arch: arch.to_owned(), what };
-    let classes = ["logits", "score_fr"].into_iter().find_map(outputs).ok_or_else(|| ends("logits"))?;
+    let classes = ["logits", "score_fr", "score"].into_iter().find_map(outputs).ok_or_else(|| ends("logits"))?;
     let stem = layers.first_convolution().and_then(outputs).copied();
-    // An unknown network is to be named before its missing layers are.
-    build(arch, &Settings::new(*classes))?;
-    let width_1000 = stem.ok_or_else(|| ends("first convolution"))? * 1000 / 64;
+    let width_1000 = width_1000(arch, stem.ok_or_else(|| ends("first convolution"))?)?;
     let settings = Settings { width_1000, drop_256: 0, ..Settings::new(*classes) };
     let graph = build(arch, &settings)?;
     let torchvision = layers.torchvision;

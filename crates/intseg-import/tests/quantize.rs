@@ -61,6 +61,28 @@ fn networks_keep_what_they_say_and_the_report_shows_where_it_is_lost() {
     }
 }
 
+/// A convolution over a map after ReLU beside one of both signs: as one layer its input would have one exponent and 7 bits
+/// for each part.
+#[test]
+fn maps_after_relu_keep_eight_bits_beside_maps_of_both_signs() {
+    let mut builder = Builder(Vec::new());
+    builder.push(FloatOp::Image, &[]);
+    let skip = builder.conv(0, [3, 8], 3);
+    let skip = builder.clip(skip, 0.0, f32::INFINITY);
+    let signed = builder.conv(skip, [8, 8], 3);
+    let both = builder.push(FloatOp::Concat, &[signed, skip]);
+    let merged = builder.conv(both, [16, 8], 3);
+    let merged = builder.clip(merged, 0.0, f32::INFINITY);
+    builder.conv(merged, [8, 4], 1);
+    let graph = builder.finish(Interpolation::Linear);
+    let (spec, report) = quantized(&graph, &Options::default());
+    assert!(spec.nodes.iter().all(|node| !matches!(node.op, OpSpec::Concat)), "no map waits for another's type");
+    let elements: Vec<Element> = spec.nodes.iter().map(|node| node.element).collect();
+    let (unsigned, sixteen) = (Element::U8, Element::I16);
+    assert_eq!(elements, [Element::I8, unsigned, Element::I8, sixteen, sixteen, unsigned, sixteen]);
+    assert!(logits(&report) > 30.0, "{}", logits(&report));
+}
+
 #[test]
 fn every_way_to_find_ranges_works_and_clipping_shows_as_saturation() {
     let graph = fixture("fcn_dynamic_dynamo.onnx");

@@ -1,12 +1,16 @@
-//! Starting a run from trained weights: those of another run, or of another framework.
+//! Starting a run from trained weights: those of another run, of a deployable model, or of another framework.
 //!
 //! Tensors are taken by name. What does not fit stays at its initial value, so a backbone trained on one set of classes
 //! starts a network for another; the report says which tensor went where.
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::Config;
+use crate::data::DataError;
+use crate::data::loader::{Loader, Source};
 use crate::graph::Graph;
-use crate::network::Network;
+use crate::network::{ExponentRange, Layer, Network, Recipe};
+use crate::ops::batch_norm::ChannelAffine;
+use intseg_kernels::Context;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -30,6 +34,11 @@ pub struct Start {
     /// Running statistics by the name of the node that they belong to: means, then mean absolute deviations, in units
     /// of 2^-24.
     pub statistics: BTreeMap<String, Vec<i64>>,
+    /// What normalisations of a deployable model were folded to, by node, one entry a channel. Their γ and β depend on
+    /// statistics, which [`settle`] finds.
+    pub maps: BTreeMap<String, Vec<ChannelAffine>>,
+    /// Exponents of nodes' outputs, to deploy with until training has shown others.
+    pub exponents: BTreeMap<String, i32>,
 }
 
 /// What became of each tensor.
@@ -49,6 +58,14 @@ pub enum InitError {
     /// The file is no usable checkpoint.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The model is damaged, or of no network that can be trained.
+    #[error("the model {} cannot be trained further: {message}", path.display())]
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        message: String,
+    },
     /// Its network cannot be built.
     #[error("{}: its network cannot be built: {message}", path.display())]
     Network {
@@ -134,9 +151,52 @@ impl Start {
                 *state = found;
             }
         }
+        for (node, layer) in network.graph.nodes.iter().zip(&mut network.layers) {
+            let Layer::BatchNorm(norm) = layer else { continue };
+            let map = self.maps.remove(&node.name).filter(|map| Some(&map.len()) == channels.get(&node.name));
+            if let Some(map) = map {
+                norm.adopt(map);
+            }
+        }
+        for (node, range) in network.graph.nodes.iter().zip(&mut network.ranges) {
+            if let Some(&exponent) = self.exponents.get(&node.name) {
+                *range = ExponentRange { current: exponent, previous: exponent };
+            }
+        }
         report.ignored = self.parameters.into_keys().collect();
         Ok(report)
     }
+}
+
+/// Batches that statistics are found on.
+const SETTLED: usize = 8;
+
+/// Finds the statistics, γ and β of normalisations that were taken from a deployable model, on the first batches that the
+/// run trains on. Nothing happens to a network without such.
+///
+/// # Errors
+/// When an image cannot be read.
+pub fn settle(network: &mut Network, config: &Config, source: Source, ctx: Context) -> Result<(), DataError> {
+    if !network.is_adopting() {
+        return Ok(());
+    }
+    let mut loader = Loader::start(source, 0, 2);
+    for step in 0..SETTLED as u64 {
+        let batch = loader.next()?;
+        let recipe = Recipe {
+            kernels: ctx,
+            bits: config.bits,
+            seed: config.train.seed,
+            step,
+            class_weights: [&[], &[]],
+            lr_q32: 0,
+            decay_q32: 0,
+            momentum_q15: 0,
+        };
+        network.show(&batch, &recipe);
+    }
+    network.end_adoption();
+    Ok(())
 }
 
 fn described(name: &str, shape: &[usize]) -> String {

@@ -57,3 +57,4 @@ pub mod schedule;
 pub mod summary;
 pub mod tensor;
 pub mod threads;
+pub mod unfold;

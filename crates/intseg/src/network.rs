@@ -309,6 +309,26 @@ impl Network {
         values.into_iter().for_each(|value| self.buffers.give(value));
     }
 
+    /// Whether normalisations wait for the statistics of batches that [`Network::show`] shows them.
+    pub fn is_adopting(&self) -> bool {
+        self.layers.iter().any(|layer| matches!(layer, Layer::BatchNorm(norm) if norm.is_adopting()))
+    }
+
+    /// Runs forward alone, for what normalisations see.
+    pub fn show(&mut self, batch: &Batch, recipe: &Recipe) {
+        let values = self.forward(batch, recipe, false, &mut None);
+        values.into_iter().for_each(|value| self.buffers.give(value));
+    }
+
+    /// Ends the search for statistics: training may begin.
+    pub fn end_adoption(&mut self) {
+        for layer in &mut self.layers {
+            if let Layer::BatchNorm(norm) = layer {
+                norm.end_adoption();
+            }
+        }
+    }
+
     fn step<'a>(&'a self, recipe: &'a Recipe, node: usize) -> Step<'a> {
         step_of(&self.buffers, recipe, node)
     }

@@ -6,11 +6,12 @@ use crate::config::Config;
 use crate::data::loader::{Loader, Source};
 use crate::data::{DataError, Dataset};
 use crate::graph::Graph;
-use crate::init::Start;
+use crate::init::{Start, settle};
 use crate::network::Network;
 use crate::run::{RunError, class_weights};
 use crate::schedule::Schedule;
 use crate::tensor::Shape;
+use intseg_kernels::{Context, Inline, Isa};
 use safetensors::tensor::Dtype;
 use serde::Serialize;
 use std::io::Write;
@@ -95,12 +96,17 @@ pub fn batches(
 /// `[C_out, C_in, KH, KW]`.
 ///
 /// # Errors
-/// When the network cannot be built, nothing of `start` fits it, or the file cannot be written.
-pub fn initial_weights(config: &Config, start: Option<Start>, path: &Path) -> Result<(), RunError> {
+/// When the network cannot be built, nothing of `start` fits it, the images in `data` cannot be read, or the file cannot
+/// be written.
+pub fn initial_weights(config: &Config, data: &Path, start: Option<Start>, path: &Path) -> Result<(), RunError> {
     let graph = config.graph()?;
     let mut network = Network::new(graph, config.train.seed)?;
     if let Some(start) = start {
         start.apply(&mut network)?;
+        let dataset = Dataset::open(data, config.data.layout)?;
+        let train = dataset.split(&config.data.train)?;
+        let ctx = Context { isa: Isa::detect(), pool: &Inline };
+        settle(&mut network, config, Source::new(config, dataset, train), ctx)?;
     }
     let tensors: Vec<NamedTensor> = network
         .parameters()

@@ -9,7 +9,7 @@ use crate::evaluate::{EvaluateError, evaluate};
 use crate::fold::{Metadata, fold};
 use crate::frozen::Frozen;
 use crate::graph::GraphError;
-use crate::init::{InitError, Report as InitReport, Start};
+use crate::init::{InitError, Report as InitReport, Start, settle};
 use crate::metrics::{Absent, Report};
 use crate::network::{Network, Recipe, StepOutcome};
 use crate::networks::UnknownNetwork;
@@ -247,10 +247,12 @@ impl<'a> Run<'a> {
         let (train, val) = (dataset.split(&config.data.train)?, dataset.split(&config.data.val)?);
         let mut network = Network::new(graph, config.train.seed)?;
         let initialized = init.filter(|_| !options.resume).map(|start| start.apply(&mut network)).transpose()?;
+        let ctx = Context { isa: options.isa, pool: threads };
+        let source = Source::new(config, dataset.clone(), train.clone());
+        threads.install(|| settle(&mut network, config, source, ctx))?;
         let progress = open_folder(options, config, &mut network)?;
         let class_weights = class_weights(config, &dataset, &train)?;
         let schedule = Schedule::of(config);
-        let ctx = Context { isa: options.isa, pool: threads };
         let started = Instant::now();
         Ok(Run {
             config,

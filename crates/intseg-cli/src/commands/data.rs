@@ -150,7 +150,7 @@ impl Batches {
         let config = Config::load(&self.config, &self.set)?;
         if let Some(path) = &self.initial {
             let start = self.init.as_deref().map(weights).transpose()?;
-            record::initial_weights(&config, start, path)?;
+            record::initial_weights(&config, &self.data, start, path)?;
         }
         let mut out: Box<dyn Write> = match &self.output {
             None => Box::new(std::io::stdout().lock()),

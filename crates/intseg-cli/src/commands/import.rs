@@ -13,7 +13,7 @@ use intseg::predict::images;
 use intseg_import::arch;
 use intseg_import::graph::{FloatGraph, Normalization};
 use intseg_import::onnx::read_graph;
-use intseg_import::quantize::{Options, Ranges, Report, Scales, classes, quantize_with};
+use intseg_import::quantize::{Options, Ranges, Report, Rounding, Scales, classes, quantize_with};
 use intseg_import::read::{Format, read_weights};
 use intseg_kernels::Context;
 use serde::Serialize;
@@ -52,6 +52,9 @@ pub struct Import {
     /// Multipliers of the model
     #[arg(long, value_enum, default_value_t = Multipliers::Channel)]
     scales: Multipliers,
+    /// How weights are rounded
+    #[arg(long, value_enum, default_value_t = Round::Output)]
+    rounding: Round,
     /// Cross-layer equalisation, from 0 (none) to 1 (all channels of a tensor to one range)
     #[arg(long, value_name = "STRENGTH", default_value_t = Options::default().equalization, value_parser = share)]
     equalize: f64,
@@ -82,6 +85,24 @@ enum Normalize {
     Bytes,
     /// Blue, green, red from 0 to 255 less their means, as Caffe's networks
     Caffe,
+}
+
+/// How weights are rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Round {
+    /// Such that what their layer puts out changes little
+    Output,
+    /// Each to the nearest step
+    Nearest,
+}
+
+impl From<Round> for Rounding {
+    fn from(round: Round) -> Self {
+        match round {
+            Round::Output => Rounding::Output,
+            Round::Nearest => Rounding::Nearest,
+        }
+    }
 }
 
 /// What multipliers a model may have.
@@ -144,6 +165,7 @@ impl Import {
                 Multipliers::Channel => Scales::Channel,
                 Multipliers::PowerOfTwo => Scales::PowerOfTwo,
             },
+            rounding: self.rounding.into(),
             bias_correction: !self.no_bias_correction,
             equalization: self.equalize,
         };

@@ -15,6 +15,8 @@ use intseg::run::{CHECKPOINT, Diagnosed, Diagnostics, Extras, LOG, RunOptions, S
 use intseg_import::read::{Format, read_weights};
 use intseg_import::start::start;
 use serde::Serialize;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,7 +28,8 @@ use std::time::Duration;
   intseg train --config configs/camvid-fcn8s.toml --data camvid --out runs/a --set train.lr=0.05 --set train.batch=4
   intseg train --config run.toml --data camvid --out runs/b --diagnose 200
   intseg train --config fine.toml --data camvid --out runs/fine --init runs/coarse/checkpoint.safetensors
-  intseg train --config voc.toml --data VOCdevkit/VOC2012 --out runs/vgg --init vgg16_bn.pth")]
+  intseg train --config voc.toml --data VOCdevkit/VOC2012 --out runs/vgg --init vgg16_bn.pth
+  intseg train --config fine.toml --data camvid --out runs/tuned --init imported.iseg")]
 pub struct Train {
     /// The run's description, a TOML file
     #[arg(long, value_name = "FILE")]
@@ -43,8 +46,9 @@ pub struct Train {
     /// Start again in --out although it holds a run, which is deleted
     #[arg(long, conflicts_with = "resume")]
     overwrite: bool,
-    /// Start from trained weights: another run's checkpoint.safetensors, or float weights (.pth, .pt, .safetensors, .npz,
-    /// .onnx) under torchvision's or the network's own names; tensors are taken where they fit, the rest is reported
+    /// Start from trained weights: another run's checkpoint.safetensors, a model (.iseg) that was trained or imported with
+    /// --arch, or float weights (.pth, .pt, .safetensors, .npz, .onnx) under torchvision's or the network's own names;
+    /// tensors are taken where they fit, the rest is reported
     #[arg(long, value_name = "FILE", conflicts_with = "resume")]
     init: Option<PathBuf>,
     /// Every STEPS steps, compare the step with a float reference, layer by layer, in the log and on the screen; slow, and
@@ -82,12 +86,22 @@ const RUN_FILES: [&str; 5] = ["best.iseg", "last.iseg", CHECKPOINT, LOG, "config
 /// What a run can start from, whatever wrote the file.
 pub fn weights(path: &Path) -> anyhow::Result<Start> {
     let checkpoint = match Format::of(path) {
+        None if is_model(path) => {
+            let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            return Ok(Start::from_model(&bytes, path)?);
+        }
         None => Checkpoint::open(path)?,
         // Other programs write safetensors files too.
         Some(Format::Safetensors) if let Ok(checkpoint) = Checkpoint::open(path) => checkpoint,
         Some(_) => return Ok(start(read_weights(path)?)),
     };
     Ok(Start::from_checkpoint(checkpoint)?)
+}
+
+/// Whether a file begins as a deployable model does.
+fn is_model(path: &Path) -> bool {
+    let mut magic = [0; intseg_runtime::MAGIC.len()];
+    File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && magic == intseg_runtime::MAGIC
 }
 
 impl Train {

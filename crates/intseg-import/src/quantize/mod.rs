@@ -9,11 +9,13 @@
 //! power of two for each tensor, at whose end their range is brought by factors that the layers before and behind take
 //! up.
 
+mod branches;
 mod correct;
 mod emit;
 mod functions;
 mod prepare;
 mod report;
+mod rounding;
 mod scales;
 mod statistics;
 mod weights;
@@ -53,6 +55,15 @@ pub enum Scales {
     PowerOfTwo,
 }
 
+/// How weights are rounded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// Each to the nearest step.
+    Nearest,
+    /// Such that what their layer puts out changes little.
+    Output,
+}
+
 /// How to quantise.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
@@ -60,6 +71,8 @@ pub struct Options {
     pub ranges: Ranges,
     /// Multipliers.
     pub scales: Scales,
+    /// Weights.
+    pub rounding: Rounding,
     /// Whether a bias takes up what rounding its weights changes in the mean.
     pub bias_correction: bool,
     /// Cross-layer equalisation: from 0, none, to 1, all channels of a tensor to one range.
@@ -68,7 +81,13 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { ranges: Ranges::SquaredError, scales: Scales::Channel, bias_correction: true, equalization: 0.5 }
+        Options {
+            ranges: Ranges::SquaredError,
+            scales: Scales::Channel,
+            rounding: Rounding::Output,
+            bias_correction: true,
+            equalization: 0.5,
+        }
     }
 }
 
@@ -156,7 +175,8 @@ pub fn quantize_with(
     // Neighbours in a list are often neighbours in time.
     let some: Vec<&Rgb> = images.iter().step_by(images.len().div_ceil(CORRECTED)).collect();
     let (passes, corrected) = (2 * images.len(), if options.bias_correction { 2 * some.len() } else { 0 });
-    let total = passes + corrected;
+    let looked_at = if options.rounding == Rounding::Output { some.len() } else { 0 };
+    let total = passes + looked_at + corrected;
     let statistics = statistics::channels(&prepared.graph, images, &counts, &mut |done| observe(done, total))?;
     let mut factors = Factors::new(&prepared);
     factors.equalize(&prepared, &statistics, options.equalization);
@@ -178,8 +198,20 @@ pub fn quantize_with(
     let exponents = scales::choose(&equalized, &histograms, &statistics, &mut factors, options);
     let scaled = factors.apply(&prepared);
     let zeros = functions::zeros(&scaled, &functions::offsets(&prepared, &statistics, &factors), &exponents);
-    let weights: Vec<Option<QuantizedWeights>> =
-        scaled.graph.nodes.par_iter().map(|node| QuantizedWeights::new(node, options.scales)).collect();
+    let covariances = match options.rounding {
+        Rounding::Output => rounding::covariances(&scaled.graph, &some, &mut |done| observe(passes + done, total))?,
+        Rounding::Nearest => scaled.graph.nodes.iter().map(|_| None).collect(),
+    };
+    let weights: Vec<Option<QuantizedWeights>> = (scaled.graph.nodes.par_iter().zip(&covariances))
+        .map(|(node, covariance)| {
+            let mut weights = QuantizedWeights::new(node, options.scales)?;
+            if let Some(covariance) = covariance {
+                covariance.round(node, &mut weights);
+            }
+            Some(weights)
+        })
+        .collect();
+    let passes = passes + looked_at;
     let corrections = match options.bias_correction {
         true => {
             let nodes = scaled.graph.nodes.len();

@@ -1,6 +1,7 @@
 //! Bringing a float network to the form that quantises node by node: batch normalisations folded into convolutions, the
 //! image as the runtime has it, every clamp behind an operator that clamps, and types that fit their readers.
 
+use super::branches::separate;
 use super::functions;
 use crate::graph::{FloatGraph, FloatNode, FloatOp, Interpolation, Normalization, ResizeTarget};
 use intseg_runtime::Element;
@@ -26,6 +27,7 @@ impl Prepared {
         functions::clamp_inputs(&mut graph);
         fold_affines(&mut graph);
         centre_image(&mut graph);
+        separate(&mut graph);
         isolate_clamps(&mut graph);
         if graph.upsampling == Interpolation::Nearest {
             // The runtime resizes logits bilinearly; at the image's size already, nothing changes.
@@ -65,23 +67,25 @@ pub fn is_linear(op: &FloatOp) -> bool {
 
 /// Copies a graph's nodes, changing some on the way.
 pub struct Rebuild {
+    /// The new nodes.
     pub nodes: Vec<FloatNode>,
     /// Where each old node's output is among the new ones.
     pub place: Vec<usize>,
 }
 
 impl Rebuild {
+    /// Nothing yet.
     pub fn new() -> Self {
         Rebuild { nodes: Vec::new(), place: Vec::new() }
     }
 
-    /// Adds a node.
+    /// Adds a node and returns its place.
     pub fn push(&mut self, name: String, op: FloatOp, inputs: Vec<usize>) -> usize {
         self.nodes.push(FloatNode { name, op, inputs });
         self.nodes.len() - 1
     }
 
-    /// Where an old node's inputs are.
+    /// Where an old node's inputs are now.
     pub fn inputs(&self, node: &FloatNode) -> Vec<usize> {
         node.inputs.iter().map(|&input| self.place[input]).collect()
     }
@@ -92,7 +96,7 @@ impl Rebuild {
     }
 }
 
-/// How many inputs of later nodes each node is.
+/// How many inputs each node is.
 pub fn readers(nodes: &[FloatNode]) -> Vec<usize> {
     let mut readers = vec![0; nodes.len()];
     nodes.iter().flat_map(|node| &node.inputs).for_each(|&input| readers[input] += 1);
@@ -227,7 +231,7 @@ pub fn channels(nodes: &[FloatNode]) -> Vec<usize> {
 }
 
 /// Whether each node's output is never negative.
-fn non_negative(nodes: &[FloatNode]) -> Vec<bool> {
+pub fn non_negative(nodes: &[FloatNode]) -> Vec<bool> {
     let mut flags: Vec<bool> = Vec::new();
     for node in nodes {
         let inputs = |count: usize| node.inputs.iter().take(count).all(|&input| flags[input]);

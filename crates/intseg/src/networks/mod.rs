@@ -64,6 +64,19 @@ pub fn build(name: &str, settings: &Settings) -> Result<Graph, UnknownNetwork> {
         .ok_or_else(|| UnknownNetwork { name: name.to_owned() })
 }
 
+/// The width multiplier, in thousandths, of the network of that name whose first convolution has `stem` channels.
+///
+/// # Errors
+/// [`UnknownNetwork`] when there is none.
+pub fn width_1000(name: &str, stem: usize) -> Result<usize, UnknownNetwork> {
+    let graph = build(name, &Settings::new(1))?;
+    let first = graph.nodes.iter().find_map(|node| match &node.op {
+        OpSpec::Conv(spec) => Some(spec.channels),
+        _ => None,
+    });
+    Ok(stem * 1000 / first.unwrap_or(64))
+}
+
 /// There is no network of that name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("there is no network {name:?}; known are {}", NETWORKS.map(|(name, ..)| name).join(", "))]

@@ -5,6 +5,7 @@
 //! Backward, with `s = sign(d)`:
 //! `∂y = γ/σ · [e − mean(e) − c·(s − mean(s))·mean(e·x̂)]`, `∂β = Σe`, `∂γ = Σ e·x̂`.
 
+use super::adoption::Adoption;
 use super::{Operator, Step};
 use crate::parameter::Parameter;
 use crate::tensor::{Mantissas, Shape, Tensor};
@@ -23,6 +24,8 @@ const X_HAT_BITS: i32 = 11;
 const Z_BITS: i32 = 23;
 /// Fractional bits of running statistics.
 pub const RUNNING_BITS: i32 = 24;
+/// The largest magnitude of running statistics, in units of 2^-24.
+const LARGEST_STATISTIC: i128 = 1 << 46;
 /// Running statistics move by 1/16 of the difference a step.
 const RUNNING_DECAY: u32 = 4;
 
@@ -35,7 +38,14 @@ pub struct BatchNorm {
     pub beta: Parameter,
     /// μ, then mean|d|, of each channel over past batches, in units of 2^-24; empty before the first step.
     running: Vec<i64>,
+    /// Set until statistics for a deployed map are found.
+    adoption: Option<Adoption>,
     saved: Option<Saved>,
+}
+
+/// σ of a mean absolute deviation in units of 2^-24, which is at least 2^-10.
+pub fn sigma(deviation_q24: i64) -> i64 {
+    (deviation_q24.max(1 << (RUNNING_BITS - 10)) * C_Q14) >> 14
 }
 
 /// What backward needs of forward.
@@ -76,6 +86,7 @@ impl BatchNorm {
             gamma: Parameter::affine(&format!("{name}.gamma"), channels, 1 << 12),
             beta: Parameter::affine(&format!("{name}.beta"), channels, 0),
             running: Vec::new(),
+            adoption: None,
             saved: None,
         }
     }
@@ -95,13 +106,30 @@ impl BatchNorm {
                     [] => (0, (1 << (RUNNING_BITS + 14)) / C_Q14),
                     _ => (statistics[k], statistics[count + k]),
                 };
-                let sigma_q24 = (deviation.max(1 << (RUNNING_BITS - 10)) * C_Q14) >> 14;
+                let sigma_q24 = sigma(deviation);
                 let scale = (i128::from(self.gamma.in_use_affine(k, gamma_bits)) << 40) / i128::from(sigma_q24);
                 let shift = (i128::from(mean) * scale) >> 28;
                 let beta_q24 = i128::from(self.beta.in_use_affine(k, beta_bits)) << 12;
                 ChannelAffine { scale_q28: scale as i64, offset_q24: (beta_q24 - shift) as i64 }
             })
             .collect()
+    }
+
+    /// Makes the layer a deployed map, one entry a channel: until [`BatchNorm::end_adoption`], every forward pass sets γ
+    /// and β such that the layer is that map on what the passes have seen.
+    pub fn adopt(&mut self, map: Vec<ChannelAffine>) {
+        debug_assert_eq!(map.len(), self.gamma.master.len());
+        self.adoption = Some(Adoption::new(map));
+    }
+
+    /// Whether the layer waits for statistics.
+    pub fn is_adopting(&self) -> bool {
+        self.adoption.is_some()
+    }
+
+    /// Keeps γ, β and the statistics as they are now.
+    pub fn end_adoption(&mut self) {
+        self.adoption = None;
     }
 
     fn statistics<T: kernels::Source>(&mut self, step: &Step, y: &[T], exponent: i32) -> Statistics {
@@ -139,9 +167,14 @@ impl BatchNorm {
         let dither = step.dither(Role::RunningStatistics, 0);
         let shift = exponent - 8 + RUNNING_BITS;
         let batch = means.iter().chain(deviations).enumerate().map(|(k, &value)| match shift {
-            0.. => value << shift.min(30),
+            0.. => (i128::from(value) << shift.min(60)).clamp(-LARGEST_STATISTIC, LARGEST_STATISTIC) as i64,
             _ => stochastic_i64(value, shift.unsigned_abs().min(62), dither.at(2 * k)),
         });
+        if let Some(adoption) = &mut self.adoption {
+            self.running = adoption.see(batch);
+            (self.gamma.master, self.beta.master) = adoption.parameters(&self.running);
+            return;
+        }
         if self.running.is_empty() {
             self.running = batch.collect();
             return;

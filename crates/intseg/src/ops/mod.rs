@@ -1,6 +1,7 @@
 //! The operators of training networks, one file each: shape rule, forward, backward and tests side by side.
 
 pub mod add;
+pub mod adoption;
 pub mod average_pool;
 pub mod batch_norm;
 pub mod concat;
