@@ -89,7 +89,7 @@ mod tests {
             ([-18, -21, -20, -17], false, 1),
             ([-18, -21, -20, -17], true, 1),
             // Too far apart to be added in 32 bits; then so far that the finest loses bits.
-            ([-12, -30, -13, -30], false, 2),
+            ([-12, -30, -13, -30], false, 3),
             ([0, -14, -40, -1], false, 3),
         ] {
             let part = |k: usize| {
