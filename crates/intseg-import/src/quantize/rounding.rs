@@ -29,6 +29,8 @@ pub struct Covariance {
     c_in: usize,
     /// Rows of a block.
     size: usize,
+    /// The first image's mean, which values are taken from: far from zero, products have no digits for what varies.
+    origin: Vec<f32>,
     /// Sums of products, the upper triangles of `[size, size]`.
     products: Vec<Vec<f32>>,
     sums: Vec<f64>,
@@ -67,6 +69,7 @@ impl Covariance {
             window: *window,
             c_in: *c_in,
             size,
+            origin: Vec::new(),
             products: vec![vec![0.0; size * size]; blocks],
             sums: vec![0.0; taps * c_in],
             count: 0,
@@ -94,8 +97,14 @@ impl Covariance {
                 }
             }
         }
-        for patch in patches.chunks_exact(len) {
-            self.sums.iter_mut().zip(patch).for_each(|(sum, v)| *sum += f64::from(*v));
+        if self.count == 0 {
+            let count = (patches.len() / len).max(1) as f64;
+            let mean = |i: usize| patches.iter().skip(i).step_by(len).map(|&v| f64::from(v)).sum::<f64>() / count;
+            self.origin = (0..len).map(|i| mean(i) as f32).collect();
+        }
+        for patch in patches.chunks_exact_mut(len) {
+            patch.iter_mut().zip(&self.origin).for_each(|(v, origin)| *v -= origin);
+            self.sums.iter_mut().zip(&*patch).for_each(|(sum, v)| *sum += f64::from(*v));
             self.count += 1;
         }
         let size = self.size;
@@ -103,9 +112,7 @@ impl Covariance {
             products.par_chunks_exact_mut(size).enumerate().for_each(|(i, row)| {
                 for patch in patches.chunks_exact(len) {
                     let values = &patch[block * size..][..size];
-                    if values[i] != 0.0 {
-                        row[i..].iter_mut().zip(&values[i..]).for_each(|(sum, v)| *sum += values[i] * v);
-                    }
+                    row[i..].iter_mut().zip(&values[i..]).for_each(|(sum, v)| *sum += values[i] * v);
                 }
             });
         }
@@ -152,7 +159,8 @@ impl Covariance {
             let (above, below) = root.split_at_mut(j * size);
             let last = &mut below[..size];
             let rest: f64 = last[j + 1..].iter().map(|v| v * v).sum();
-            let diagonal = (covariance(j, j) + damping - rest).max(damping * 1e-3).sqrt();
+            // What is left of a variance is not less than what was added to it, but for rounding.
+            let diagonal = (covariance(j, j) + damping - rest).max(damping).sqrt();
             last[j] = diagonal;
             for (i, row) in above.chunks_exact_mut(size).enumerate() {
                 let dot: f64 = row[j + 1..].iter().zip(&last[j + 1..]).map(|(a, b)| a * b).sum();
@@ -222,6 +230,29 @@ mod tests {
         assert_eq!(plain.steps, together.steps);
         let [before, after] = [&plain, &together].map(|weights| error(&node, weights, &map));
         assert!(after < 0.5 * before, "{after} of {before}");
+    }
+
+    /// As behind global pooling: channels far from zero that differ between images alone, by little.
+    #[test]
+    fn channels_that_hardly_vary_spoil_nothing() {
+        let (node, map) = case();
+        let plain = QuantizedWeights::new(&node, Scales::Channel).unwrap();
+        let (mut covariance, mut maps) = (Covariance::of(&node).unwrap(), Vec::new());
+        for image in 0..3 {
+            let mut map = map.clone();
+            map.data
+                .chunks_exact_mut(4)
+                .for_each(|v| (v[2], v[3]) = (900.0 + image as f32 * 1e-3, 300.0 - image as f32));
+            covariance.add(&map);
+            maps.push(map);
+        }
+        let mut together = plain.clone();
+        covariance.round(&node, &mut together);
+        assert!(plain.values.iter().zip(&together.values).all(|(a, b)| a.abs_diff(*b) <= 1));
+        for map in &maps {
+            let [before, after] = [&plain, &together].map(|weights| error(&node, weights, map));
+            assert!(after < before, "{after} of {before}");
+        }
     }
 
     #[test]
