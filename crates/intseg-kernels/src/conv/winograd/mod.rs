@@ -124,7 +124,7 @@ struct Tiling {
 }
 
 impl Tiling {
-    fn new<K: Multiply>(plan: &Convolution) -> Self {
+    fn new<K: Multiply>(plan: &Convolution, threads: usize) -> Self {
         let ([.., c], [.., target]) = (plan.source(), plan.target());
         let axes = [Axis::new(plan, 0), Axis::new(plan, 1)];
         let tiles = plan.geometry.batch * axes[0].len() * axes[1].len();
@@ -138,7 +138,8 @@ impl Tiling {
             panels: target.div_ceil(K::NR),
             mr: K::MR,
             groups,
-            block_groups: (BLOCK_BYTES / group_bytes).clamp(1, BLOCK_GROUPS.min(groups.max(1))),
+            // No larger than a thread's share: many threads take no more memory than their tiles do.
+            block_groups: (BLOCK_BYTES / group_bytes).clamp(1, BLOCK_GROUPS.min(groups.div_ceil(threads).max(1))),
             width: K::NR / LANES,
         }
     }
@@ -188,7 +189,7 @@ pub(crate) fn pays<K: Multiply>(plan: &Convolution) -> bool {
         return false;
     }
     let ([.., c], [.., target]) = (plan.source(), plan.target());
-    let tiling = Tiling::new::<K>(plan);
+    let tiling = Tiling::new::<K>(plan, 1);
     let inside: usize = phases(&plan.geometry, plan.direction).map(|phase| phase.inside(0) * phase.inside(1)).sum();
     let gathered = plan.geometry.batch * inside * c * target.next_multiple_of(K::NR) / 128;
     let products = PRODUCTS * c * target.next_multiple_of(K::NR) / 64;
@@ -201,7 +202,7 @@ pub(crate) fn pays<K: Multiply>(plan: &Convolution) -> bool {
 
 /// How many i32 of scratch a run takes.
 pub(crate) fn scratch_len<K: Multiply>(plan: &Convolution, threads: usize) -> usize {
-    let tiling = Tiling::new::<K>(plan);
+    let tiling = Tiling::new::<K>(plan, threads);
     Line::words(threads * tiling.worker_lines())
 }
 
@@ -215,7 +216,7 @@ pub(crate) fn run<K: Multiply, S: Store>(
     packed: &[Line],
     scratch: &mut [i32],
 ) {
-    let tiling = Tiling::new::<K>(plan);
+    let tiling = Tiling::new::<K>(plan, ctx.pool.threads());
     let lines = Disjoint::new(Line::in_words(scratch));
     let input = match input {
         Input::U8(data) => data,
