@@ -183,17 +183,8 @@ pub fn settle(network: &mut Network, config: &Config, source: Source, ctx: Conte
     let mut loader = Loader::start(source, 0, 2);
     for step in 0..SETTLED as u64 {
         let batch = loader.next()?;
-        let recipe = Recipe {
-            kernels: ctx,
-            bits: config.bits,
-            seed: config.train.seed,
-            step,
-            class_weights: [&[], &[]],
-            lr_q32: 0,
-            decay_q32: 0,
-            momentum_q15: 0,
-        };
-        network.show(&batch, &recipe);
+        let recipe = Recipe::forward_alone(ctx, config.bits, config.train.seed, step);
+        network.show(&batch, &recipe, &mut None);
     }
     network.end_adoption();
     Ok(())

@@ -127,6 +127,13 @@ pub struct Recipe<'a> {
     pub momentum_q15: u32,
 }
 
+impl<'a> Recipe<'a> {
+    /// For a forward pass from which nothing is learnt.
+    pub(crate) fn forward_alone(kernels: Context<'a>, bits: Bits, seed: u64, step: u64) -> Self {
+        Recipe { kernels, bits, seed, step, class_weights: [&[]; 2], lr_q32: 0, decay_q32: 0, momentum_q15: 0 }
+    }
+}
+
 /// What a probed step shows, in the order in which it is computed.
 pub enum Probe<'a> {
     /// A node's output.
@@ -298,25 +305,22 @@ impl Network {
     /// Shows `observe` every node's output for a batch, normalised by the batch's own statistics, without dropout. Running
     /// statistics move as in a training step; nothing else that a later step depends on does.
     pub fn survey(&mut self, batch: &Batch, kernels: Context, bits: Bits, observe: &mut dyn FnMut(usize, &Tensor)) {
-        let (seed, step, class_weights) = (0, 0, [&[][..]; 2]);
-        let recipe = Recipe { kernels, bits, seed, step, class_weights, lr_q32: 0, decay_q32: 0, momentum_q15: 0 };
-        let mut show = |probe: Probe| {
+        let mut outputs = |probe: Probe| {
             if let Probe::Output { node, output } = probe {
                 observe(node, output);
             }
         };
-        let values = self.forward(batch, &recipe, false, &mut Some(&mut show));
-        values.into_iter().for_each(|value| self.buffers.give(value));
+        self.show(batch, &Recipe::forward_alone(kernels, bits, 0, 0), &mut Some(&mut outputs));
     }
 
-    /// Whether normalisations wait for the statistics of batches that [`Network::show`] shows them.
+    /// Whether normalisations wait for the statistics of the batches that `show` shows them.
     pub fn is_adopting(&self) -> bool {
         self.layers.iter().any(|layer| matches!(layer, Layer::BatchNorm(norm) if norm.is_adopting()))
     }
 
-    /// Runs forward alone, for what normalisations see.
-    pub fn show(&mut self, batch: &Batch, recipe: &Recipe) {
-        let values = self.forward(batch, recipe, false, &mut None);
+    /// Runs forward alone, without dropout, for what normalisations and `observe` see.
+    pub(crate) fn show(&mut self, batch: &Batch, recipe: &Recipe, observe: &mut Option<Observer>) {
+        let values = self.forward(batch, recipe, false, observe);
         values.into_iter().for_each(|value| self.buffers.give(value));
     }
 

@@ -109,19 +109,25 @@ fn scale(node: &NodeSpec, r: &RequantizationSpec, k: usize, value: i128) -> i128
     clamp(node, divide(value * i128::from(r.multiplier[k]) + i128::from(r.bias[k]), 1 << r.shift[k]))
 }
 
+/// Rows and columns of what a window of kernel, stride, dilation and padding makes; `None` where it does not fit.
+fn window_size([kernel, stride, dilation, padding]: &[[usize; 2]; 4], input: &Values) -> Option<[usize; 2]> {
+    let along = |size: usize, a: usize| {
+        let room = (size + 2 * padding[a]).checked_sub(dilation[a] * (kernel[a] - 1) + 1)?;
+        Some(room / stride[a] + 1)
+    };
+    Some([along(input.h, 0)?, along(input.w, 1)?])
+}
+
 fn conv(
     node: &NodeSpec,
-    [kernel, stride, dilation, padding]: &[[usize; 2]; 4],
+    window: &[[usize; 2]; 4],
     c_out: usize,
     weights: &[i8],
     r: &RequantizationSpec,
     input: &Values,
 ) -> Option<Values> {
-    let along = |size: usize, a: usize| {
-        let room = (size + 2 * padding[a]).checked_sub(dilation[a] * (kernel[a] - 1) + 1)?;
-        Some(room / stride[a] + 1)
-    };
-    let size = [along(input.h, 0)?, along(input.w, 1)?];
+    let size = window_size(window, input)?;
+    let [kernel, stride, dilation, padding] = window;
     Some(Values::build(size, c_out, |y, x, k| {
         let mut sum = 0;
         for tap in 0..kernel[0] * kernel[1] {
@@ -138,17 +144,14 @@ fn conv(
 
 fn depthwise(
     node: &NodeSpec,
-    [kernel, stride, dilation, padding]: &[[usize; 2]; 4],
+    window: &[[usize; 2]; 4],
     zero: i32,
     weights: &[i8],
     r: &RequantizationSpec,
     input: &Values,
 ) -> Option<Values> {
-    let along = |size: usize, a: usize| {
-        let room = (size + 2 * padding[a]).checked_sub(dilation[a] * (kernel[a] - 1) + 1)?;
-        Some(room / stride[a] + 1)
-    };
-    let size = [along(input.h, 0)?, along(input.w, 1)?];
+    let size = window_size(window, input)?;
+    let [kernel, stride, dilation, padding] = window;
     Some(Values::build(size, input.c, |y, x, k| {
         let tap = |tap: usize| {
             let sy = (y * stride[0] + tap / kernel[1] * dilation[0]) as i64 - padding[0] as i64;

@@ -97,9 +97,8 @@ impl<'a> TransformInput<'a> {
     #[inline(always)]
     fn sources(&self, tile: usize) -> Sources<'a> {
         let ([h, w, c], [rows, columns]) = (self.plan.source(), self.tiling.axes);
-        let (image, tile) = (tile / (rows.len() * columns.len()), tile % (rows.len() * columns.len()));
-        let ys = rows.inputs(rows.first(tile / columns.len()));
-        let xs = columns.inputs(columns.first(tile % columns.len()));
+        let [image, y, x] = self.tiling.place(tile);
+        let (ys, xs) = (rows.inputs(y), columns.inputs(x));
         let mut sources = [[&ZEROS[..c]; POINTS]; POINTS];
         for (sources, y) in sources.iter_mut().zip(ys) {
             let Some(y) = y else { continue };
@@ -215,8 +214,7 @@ impl<S: Store> Loop for TransformOutput<'_, S> {
                     }
                 }
             }
-            let (image, tile) = (tile / (rows.len() * columns.len()), tile % (rows.len() * columns.len()));
-            let (y, x) = (rows.first(tile / columns.len()), columns.first(tile % columns.len()));
+            let [image, y, x] = self.tiling.place(tile);
             // The outputs that exist, moved together.
             let (mut pixels, mut len) = ([0; OUTPUTS * OUTPUTS], 0);
             for (row, y) in rows.outputs(y).enumerate() {

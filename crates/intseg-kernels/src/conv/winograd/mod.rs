@@ -161,6 +161,14 @@ impl Tiling {
         self.groups.div_ceil(self.block_groups).next_multiple_of(threads).min(self.groups)
     }
 
+    /// A tile's image, and row and column of its first output.
+    #[inline(always)]
+    fn place(&self, tile: usize) -> [usize; 3] {
+        let [rows, columns] = &self.axes;
+        let (row, column) = (tile / columns.len(), tile % columns.len());
+        [row / rows.len(), rows.first(row % rows.len()), columns.first(column)]
+    }
+
     /// The tiles of a block.
     fn block(&self, index: usize, blocks: usize) -> Range<usize> {
         let first = |block: usize| (block * self.groups / blocks * self.mr).min(self.tiles);
