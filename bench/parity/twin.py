@@ -5,7 +5,7 @@
 
 The graph comes with the batches, so the twin is the integer network's definition by construction. Evaluations at the end:
 with running statistics, and with statistics measured over the record's last batches, as integer models are deployed;
-the same for the average of the weights over the last steps (--average).
+the same for the average of the weights over the steps that integer models average.
 """
 
 import argparse
@@ -279,7 +279,6 @@ def main():
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--eval-every", type=int, default=0, help="steps between evaluations; 0: at the end alone")
     parser.add_argument("--batches", type=Path, help="the record; the standard input when not given")
-    parser.add_argument("--average", type=float, default=0.1, help="share of the steps, the last, whose weights are averaged")
     parser.add_argument("--quantize", choices=("no", "tensor", "channel"), default="no", help="weights' exponents; activations too")
     parser.add_argument("--float-first", action="store_true", help="leave the first layer unquantised")
     parser.add_argument("--float-last", action="store_true", help="leave the last layer unquantised")
@@ -296,7 +295,7 @@ def main():
     network = Twin(graph, load_file(options.initial), options.norm, quantization)
     network = network.to(memory_format=torch.channels_last).train()
     descent = Descent(network, header["momentum_q15"] / 2**15, header["decay_q32"] / 2**32)
-    average = Average(network)
+    average, averaged = Average(network), set(header["averaged"])
     class_weights = torch.tensor(header["class_weights_q8"][0]) / 256
     options.out.mkdir(parents=True, exist_ok=True)
     log = open(options.out / "log.jsonl", "w", buffering=1)
@@ -308,7 +307,7 @@ def main():
         loss.backward()
         descent.step(header["lr_q32"][step - 1] / 2**32)
         losses.append(loss.item())
-        if step > steps * (1 - options.average):
+        if step in averaged:
             average.add(network)
         if step % 20 == 0 or step == steps:
             print(json.dumps(dict(event="step", step=step, loss=sum(losses) / len(losses), seconds=seconds())), file=log)

@@ -18,7 +18,7 @@ fn models(out: &Path) -> [Vec<u8>; 2] {
 fn long(data: &Path, out: &Path) -> Command {
     let mut command = train(data, out);
     command.args(["--set", "train.steps=300", "--set", "train.eval_every=60", "--set", "train.save_every=7"]);
-    command.args(["--set", "train.batch=4"]);
+    command.args(["--set", "train.batch=4", "--set", "deploy.average=0.5"]);
     command
 }
 

@@ -2,7 +2,7 @@
 
 use crate::conv::Sum;
 use crate::pool::{Disjoint, for_each_piece};
-use crate::round::{bit_length, half_even_i32, stochastic_i32, stochastic_i64, within};
+use crate::round::{bit_length, divide_half_even, half_even_i32, stochastic_i32, stochastic_i64, within};
 use crate::{Context, Dither};
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -166,7 +166,45 @@ pub fn halve(ctx: Context, values: &mut [i32], dither: Dither) {
     });
 }
 
+/// Takes `values` into a mean of `count` tensors, this one included: `mean ← mean + (value − mean) / count`, to nearest,
+/// ties to even.
+///
+/// # Panics
+/// When the lengths differ, or `count` is 0.
+pub fn average(ctx: Context, mean: &mut [i32], values: &[i32], count: u32) {
+    assert!(mean.len() == values.len() && count > 0, "lengths, or no tensor");
+    for_each_piece(ctx.pool, mean, PIECE, |piece, mean, _| {
+        for (mean, &value) in mean.iter_mut().zip(&values[piece * PIECE..]) {
+            let distance = i64::from(value) - i64::from(*mean);
+            // Between the two, so that it fits.
+            *mean = (i64::from(*mean) + divide_half_even(distance, count.into())) as i32;
+        }
+    });
+}
+
 /// The bits below which a gradient of that largest magnitude is cut to keep `bits` bits and a sign.
 pub fn gradient_shift(largest: u64, bits: u32) -> u32 {
     bit_length(largest).saturating_sub(bits - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    #[test]
+    fn the_mean_of_tensors_is_within_a_unit_of_the_exact_one() {
+        let value = |step: i64, i: i64| (((step * 7 + i) * 2_654_435_761) % (1 << 31)) as i32 * [1, -1][i as usize % 2];
+        let count = 20_000;
+        let mut mean: Vec<i32> = (0..count).map(|i| value(0, i)).collect();
+        for step in 1..32 {
+            let values: Vec<i32> = (0..count).map(|i| value(step, i)).collect();
+            average(Context::reference(), &mut mean, &values, step as u32 + 1);
+        }
+        for (i, &mean) in mean.iter().enumerate() {
+            let sum: i64 = (0..32).map(|step| i64::from(value(step, i as i64))).sum();
+            // Each of 31 roundings loses half a unit at most, of which later ones keep a share: 8 units in all.
+            assert!((32 * i64::from(mean) - sum).abs() <= 8 * 32, "{i}: {mean} where 32 times the mean is {sum}");
+        }
+    }
 }

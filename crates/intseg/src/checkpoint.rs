@@ -1,9 +1,10 @@
 //! Checkpoints: everything that a run needs to continue to the bit-identical result.
 //!
-//! A checkpoint is a safetensors file, so that other tools can open it: masters and momenta as I32, running statistics
-//! as I64, and in its metadata the step, the exponents, and a BLAKE3 hash over all tensors. It is written under a
+//! A checkpoint is a safetensors file, so that other tools can open it: masters, momenta and means as I32, running
+//! statistics as I64, and in its metadata the step, the exponents, and a BLAKE3 hash over all tensors. It is written under a
 //! temporary name and renamed.
 
+use crate::config::Deploy;
 use crate::data::DataError;
 use crate::data::image::write_atomically;
 use crate::network::{ExponentRange, Network};
@@ -35,6 +36,9 @@ struct Header {
     progress: Progress,
     exponents: Vec<i32>,
     ranges: Vec<[i32; 2]>,
+    /// Steps whose masters are in the means; without any, there are no means.
+    #[serde(default)]
+    averaged: u32,
     hash: String,
 }
 
@@ -69,7 +73,8 @@ pub(crate) type NamedTensor = (String, Dtype, Vec<usize>, Vec<u8>);
 fn tensors(network: &mut Network) -> Vec<NamedTensor> {
     let mut all = Vec::new();
     for parameter in network.parameters() {
-        for (kind, values) in [("master", &parameter.master), ("momentum", &parameter.momentum)] {
+        let kinds = [("master", &parameter.master), ("momentum", &parameter.momentum), ("mean", &parameter.mean)];
+        for (kind, values) in kinds.into_iter().filter(|(_, values)| !values.is_empty()) {
             let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
             all.push((format!("{}.{kind}", parameter.name), Dtype::I32, parameter.shape.clone(), bytes));
         }
@@ -101,6 +106,7 @@ pub fn save(path: &Path, network: &mut Network, progress: &Progress) -> Result<(
         progress: progress.clone(),
         exponents: network.parameters().map(|p| p.exponent).collect(),
         ranges: network.ranges.iter().map(|r| [r.current, r.previous]).collect(),
+        averaged: network.averaged,
         hash: hash_of(tensors.iter().map(|(name, .., bytes)| (name.as_str(), bytes.as_slice()))),
     };
     let text = serde_json::to_string(&header).map_err(|e| unusable(e.to_string()))?;
@@ -188,6 +194,10 @@ fn header(bytes: &[u8]) -> Result<Header, String> {
 
 fn parse(bytes: &[u8], header: Header, network: &mut Network) -> Result<Progress, String> {
     let file = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
+    network.averaged = header.averaged;
+    for parameter in network.parameters() {
+        parameter.mean = vec![0; if header.averaged > 0 { parameter.master.len() } else { 0 }];
+    }
     let wanted = tensors(network);
     let mut found = Vec::with_capacity(wanted.len());
     for (name, dtype, shape, _) in &wanted {
@@ -212,6 +222,9 @@ fn parse(bytes: &[u8], header: Header, network: &mut Network) -> Result<Progress
         parameter.exponent = *exponent;
         parameter.master = i32s(values.next().unwrap_or_default());
         parameter.momentum = i32s(values.next().unwrap_or_default());
+        if header.averaged > 0 {
+            parameter.mean = i32s(values.next().unwrap_or_default());
+        }
     }
     for state in network.state() {
         let data = values.next().unwrap_or_default();
@@ -238,6 +251,9 @@ fn check_values<'a>(
     mut values: impl Iterator<Item = &'a [u8]>,
 ) -> Result<(), String> {
     let forged = |name: &str, what: &str| Err(format!("{name}: {what}: no training wrote it"));
+    if u64::from(header.averaged) > Deploy::AVERAGED {
+        return forged("means", "they are of more steps than a run takes");
+    }
     for (parameter, exponent) in network.parameters().zip(&header.exponents) {
         let right = match parameter.kind {
             Kind::Weight => EXPONENTS.contains(exponent),
@@ -246,9 +262,11 @@ fn check_values<'a>(
         if !right {
             return forged(&parameter.name, "its exponent is out of range");
         }
-        let (master, _momentum) = (values.next().unwrap_or_default(), values.next());
+        let mut next = || values.next().unwrap_or_default().as_chunks::<4>().0;
+        let (masters, _momenta) = (next(), next());
+        let means = if header.averaged > 0 { next() } else { &[] };
         let too_large = |b: &[u8; 4]| i32::from_le_bytes(*b).unsigned_abs() > LARGEST_MASTER;
-        if master.as_chunks::<4>().0.iter().any(too_large) {
+        if masters.iter().chain(means).any(too_large) {
             return forged(&parameter.name, "a value is out of range");
         }
     }

@@ -176,18 +176,33 @@ impl Default for Train {
 }
 
 /// `[deploy]`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Deploy {
     /// Batches of unvaried training images over which the statistics of batch normalisation and the exponents of activations are measured
     /// for the weights of a model that is scored, 0 to 1024; 0: running statistics and the largest exponents of the last
     /// steps.
     pub batches: u64,
+    /// Share of the run's steps, the last, over which the weights of models that are scored are averaged, 0 to 1; 0: the
+    /// last step's weights. Without batches nothing is averaged: running statistics are not the averages'.
+    pub average: f64,
 }
 
 impl Default for Deploy {
     fn default() -> Self {
-        Deploy { batches: 16 }
+        Deploy { batches: 16, average: 0.05 }
+    }
+}
+
+impl Deploy {
+    /// Steps that are averaged over, at most: in a longer window, every so many.
+    pub const AVERAGED: u64 = 32;
+
+    /// Whether the weights that `step` of `steps` steps left are one of those that are averaged; the last step's are.
+    pub fn averages(&self, step: u64, steps: u64) -> bool {
+        let window = if self.batches == 0 { 0 } else { (u128::from(steps) * u128::from(fixed(self.average, 1 << 16)) >> 16) as u64 };
+        let period = window.div_ceil(Self::AVERAGED).max(1);
+        steps - step < window && (steps - step).is_multiple_of(period)
     }
 }
 
@@ -302,6 +317,7 @@ impl Config {
         )?;
         check(train.save_every > 0, "train.save_every", train.save_every, "at least 1")?;
         check(deploy.batches <= 1024, "deploy.batches", deploy.batches, "0 to 1024")?;
+        check((0.0..=1.0).contains(&deploy.average), "deploy.average", deploy.average, "0 to 1")?;
         check(train.log_every > 0, "train.log_every", train.log_every, "at least 1")?;
         if let ClassWeights::List(list) = &train.class_weights {
             let fits = list.len() == network.classes && list.iter().all(|w| (0.0..256.0).contains(w));
@@ -438,6 +454,18 @@ mod tests {
             let message = parse("", &[set]).unwrap_err();
             assert!(message.contains(part), "{message}");
         }
+    }
+
+    #[test]
+    fn the_last_steps_are_averaged_thirty_two_of_them_at_most() {
+        let taken = |average: f64, steps: u64| -> Vec<u64> {
+            let deploy = Deploy { average, ..Deploy::default() };
+            (1..=steps).filter(|&step| deploy.averages(step, steps)).collect()
+        };
+        assert_eq!(taken(0.05, 100), [96, 97, 98, 99, 100]);
+        assert_eq!(taken(0.5, 256), (132..=256).step_by(4).collect::<Vec<_>>());
+        assert_eq!((taken(1.0, 3), taken(0.0, 3), taken(0.05, 19)), (vec![1, 2, 3], vec![], vec![]));
+        assert!(!Deploy { batches: 0, average: 1.0 }.averages(3, 3));
     }
 
     #[test]

@@ -172,6 +172,8 @@ pub struct Network {
     pub layers: Vec<Layer>,
     /// One range a node.
     pub ranges: Vec<ExponentRange>,
+    /// Steps whose masters are in the parameters' means.
+    pub averaged: u32,
     buffers: Buffers,
     last_reader: Vec<usize>,
     /// How many convolutions read a node.
@@ -208,6 +210,7 @@ impl Network {
         Ok(Network {
             layers,
             ranges: vec![none; graph.nodes.len()],
+            averaged: 0,
             buffers: Buffers::default(),
             last_reader,
             convolutions,
@@ -219,6 +222,20 @@ impl Network {
     /// Every parameter, in the graph's order.
     pub fn parameters(&mut self) -> impl Iterator<Item = &mut Parameter> {
         self.layers.iter_mut().filter_map(Layer::operator).flat_map(|operator| operator.parameters())
+    }
+
+    /// Takes every parameter's masters into their means.
+    pub fn average(&mut self, kernels: Context) {
+        self.averaged += 1;
+        let count = self.averaged;
+        self.parameters().for_each(|parameter| parameter.average(kernels, count));
+    }
+
+    /// Exchanges masters and means, where there are any: what is deployed, until it is called again.
+    pub fn swap_averages(&mut self) {
+        if self.averaged > 0 {
+            self.parameters().for_each(|p| std::mem::swap(&mut p.master, &mut p.mean));
+        }
     }
 
     /// State besides the parameters: running statistics, in the graph's order.

@@ -44,6 +44,8 @@ pub struct Parameter {
     pub master: Vec<i32>,
     /// Momentum.
     pub momentum: Vec<i32>,
+    /// Mean of the masters after some steps, on their grid; empty before the first of these steps.
+    pub mean: Vec<i32>,
     /// Exact gradient sums of this step; empty once they are used.
     pub gradient: Vec<i64>,
     /// `gradient` is in units of `2^gradient_exponent`.
@@ -84,6 +86,7 @@ impl Parameter {
             kind,
             exponent,
             momentum: vec![0; master.len()],
+            mean: Vec::new(),
             master,
             gradient: Vec::new(),
             gradient_exponent: 0,
@@ -188,6 +191,14 @@ impl Parameter {
         sgd::update(ctx, master, momentum, gradient, &update, dithers)
     }
 
+    /// Takes the masters into their mean, of which they are the `count`-th from 1 on.
+    pub fn average(&mut self, ctx: Context, count: u32) {
+        if count <= 1 {
+            self.mean.clone_from(&self.master);
+        }
+        sgd::average(ctx, &mut self.mean, &self.master, count);
+    }
+
     /// Ends a step that left `saturated` masters outside the grid: it grows when they are many.
     pub fn regrid(&mut self, step: &Step, part: u32, saturated: usize) {
         self.saturated = saturated;
@@ -196,6 +207,7 @@ impl Parameter {
             self.exponent += 1;
             sgd::halve(ctx, &mut self.master, step.dither(Role::Regrid, 2 * part));
             sgd::halve(ctx, &mut self.momentum, step.dither(Role::Regrid, 2 * part + 1));
+            self.mean.iter_mut().for_each(|mean| *mean = half_even_i32(*mean, 1));
         }
     }
 }

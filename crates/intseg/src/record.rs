@@ -30,6 +30,8 @@ pub struct Header {
     pub steps: u64,
     /// Batches after those, over which deployed models' statistics are measured.
     pub measured: u64,
+    /// The steps whose weights deployed models average, from 1 on.
+    pub averaged: Vec<u64>,
     /// The learning rate of each step, in units of 2^-32.
     pub lr_q32: Vec<u64>,
     /// Momentum in units of 2^-15.
@@ -69,6 +71,7 @@ pub fn batches(
         batch: shape,
         steps,
         measured: config.deploy.batches,
+        averaged: (1..=steps).filter(|&step| config.deploy.averages(step, config.train.steps)).collect(),
         lr_q32: (0..steps).map(|step| schedule.rate_q32(step)).collect(),
         momentum_q15: config.momentum_q15(),
         decay_q32: config.decay_q32(),

@@ -322,6 +322,9 @@ impl<'a> Run<'a> {
             };
             self.progress.step += 1;
             let step = self.progress.step;
+            if config.deploy.averages(step, steps) {
+                self.network.average(self.ctx);
+            }
             window.add(&outcome);
             let images_per_second = speed((step - first_step) * config.train.batch as u64, self.started);
             let lr = real(self.schedule.rate_q32(step - 1) as i64, 32);
@@ -378,10 +381,13 @@ impl<'a> Run<'a> {
         Ok(Frozen::measure(&mut self.network, ctx, config.bits, batches)?)
     }
 
-    /// Scores the deployable model on the validation split, and keeps it if it is the best so far.
+    /// Scores the deployable model, of averaged weights if there are any, on the validation split, and keeps it if it is
+    /// the best so far.
     fn evaluate(&mut self, observe: &mut (dyn FnMut(&Event) + Send)) -> Result<(), RunError> {
-        let frozen = self.measured()?;
-        let model = self.model(&frozen);
+        self.network.swap_averages();
+        let model = self.measured().map(|frozen| self.model(&frozen));
+        self.network.swap_averages();
+        let model = model?;
         let mut engine = Engine::open(&model[..], model.len() as u64, self.ctx).expect("a folded model is a model");
         let classes = self.config.network.classes;
         let matrix = evaluate(&mut engine, self.ctx, &self.dataset, &self.val, classes, |_| {})?;
@@ -405,7 +411,7 @@ impl<'a> Run<'a> {
     }
 
     /// Writes the last model and then the checkpoint, from which the rest can be computed again. A model that was not
-    /// scored has running statistics: measuring takes as long as some steps.
+    /// scored has the last step's weights and running statistics: measuring takes as long as some steps.
     fn save(&mut self, observe: &mut (dyn FnMut(&Event) + Send)) -> Result<(), RunError> {
         let step = self.progress.step;
         let path = self.path("last.iseg");

@@ -38,18 +38,21 @@ fn run(data: &Path, config: &Config, threads: usize, isa: Isa) -> (Vec<u8>, Netw
 }
 
 #[test]
-fn measuring_for_deployment_changes_the_model_and_nothing_that_is_trained() {
+fn what_is_measured_and_averaged_for_deployment_changes_the_model_and_nothing_that_is_trained() {
     let data = tempfile::tempdir().unwrap();
     scenes::write(data.path(), [8, 2], [48, 64], 1).unwrap();
     for arch in ["fcn8s-vgg16-bn", "deeplabv3-resnet50"] {
-        let runs = [0, 3].map(|batches| {
+        let runs = [(0, 1.0), (3, 0.0), (3, 1.0)].map(|(batches, average)| {
             let mut config = config(arch);
-            (config.deploy.batches, config.train.eval_every) = (batches, 1);
+            (config.deploy.batches, config.deploy.average, config.train.eval_every) = (batches, average, 1);
             run(data.path(), &config, 2, Isa::detect())
         });
-        let [(running, mut a), (measured, mut b)] = runs;
-        assert!(running != measured, "{arch}");
+        let [(running, mut a), (measured, mut b), (averaged, mut c)] = runs;
+        assert!(running != measured && measured != averaged, "{arch}");
         assert!(a.parameters().eq(b.parameters()) && a.state().eq(b.state()) && a.ranges == b.ranges, "{arch}");
+        assert_eq!((b.averaged, c.averaged), (0, 3));
+        c.parameters().for_each(|parameter| parameter.mean.clear());
+        assert!(b.parameters().eq(c.parameters()) && b.state().eq(c.state()) && b.ranges == c.ranges, "{arch}");
     }
 }
 
