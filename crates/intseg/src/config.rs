@@ -200,7 +200,11 @@ impl Deploy {
 
     /// Whether the weights that `step` of `steps` steps left are one of those that are averaged; the last step's are.
     pub fn averages(&self, step: u64, steps: u64) -> bool {
-        let window = if self.batches == 0 { 0 } else { (u128::from(steps) * u128::from(fixed(self.average, 1 << 16)) >> 16) as u64 };
+        let window = if self.batches == 0 {
+            0
+        } else {
+            (u128::from(steps) * u128::from(fixed(self.average, 1 << 16)) >> 16) as u64
+        };
         let period = window.div_ceil(Self::AVERAGED).max(1);
         steps - step < window && (steps - step).is_multiple_of(period)
     }

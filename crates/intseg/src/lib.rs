@@ -33,6 +33,7 @@
 pub mod bench;
 pub mod buffers;
 pub mod checkpoint;
+mod class_weights;
 pub mod config;
 pub mod data;
 mod errors;

@@ -2,13 +2,14 @@
 //! float twin can be trained from the same start on the same pixels (`bench/parity`).
 
 use crate::checkpoint::{self, NamedTensor};
+use crate::class_weights::class_weights;
 use crate::config::Config;
 use crate::data::loader::{Loader, Source};
 use crate::data::{DataError, Dataset};
 use crate::graph::Graph;
 use crate::init::{Start, settle};
 use crate::network::Network;
-use crate::run::{RunError, class_weights};
+use crate::run::RunError;
 use crate::schedule::Schedule;
 use crate::tensor::Shape;
 use intseg_kernels::{Context, Inline, Isa};

@@ -1,10 +1,11 @@
 //! A training run: from a configuration and a folder to `best.iseg` and `last.iseg`.
 
 use crate::checkpoint::{self, Checkpoint, CheckpointError, Progress};
-use crate::config::{ClassWeights, Config, ConfigError, fixed};
-use crate::data::image::{read_label, write_atomically};
+use crate::class_weights::class_weights;
+use crate::config::{Config, ConfigError};
+use crate::data::image::write_atomically;
 use crate::data::loader::{Loader, Source};
-use crate::data::{Batch, DataError, Dataset, Entry, IGNORE, Layout};
+use crate::data::{Batch, DataError, Dataset, Entry};
 use crate::evaluate::{EvaluateError, evaluate};
 use crate::fold::{Metadata, fold};
 use crate::frozen::Frozen;
@@ -393,7 +394,11 @@ impl<'a> Run<'a> {
         let matrix = evaluate(&mut engine, self.ctx, &self.dataset, &self.val, classes, |_| {})?;
         let report = matrix.report(Absent::Skip);
         let step = self.progress.step;
-        let way = if self.config.deploy.batches == 0 { "running" } else { "measured" };
+        let way = match (self.config.deploy.batches, self.network.averaged) {
+            (0, _) => "running",
+            (_, 0) => "measured",
+            _ => "averaged",
+        };
         self.log(&json!({
             "event": "eval", "step": step, "way": way, "miou": report.miou, "pixel_accuracy": report.pixel_accuracy,
             "mean_accuracy": report.mean_accuracy, "fw_iou": report.fw_iou, "iou": report.iou,
@@ -483,46 +488,6 @@ fn open_folder(options: &RunOptions, config: &Config, network: &mut Network) -> 
     Ok(progress)
 }
 
-/// The class weights of the main and of the auxiliary loss, in 256ths; empty for all alike.
-pub(crate) fn class_weights(config: &Config, dataset: &Dataset, entries: &[Entry]) -> Result<[Vec<u16>; 2], RunError> {
-    let classes = config.network.classes;
-    let weights = match &config.train.class_weights {
-        ClassWeights::Uniform => vec![256; classes],
-        ClassWeights::List(list) => list.iter().map(|&w| fixed(w, 256).min(65_535) as u16).collect(),
-        ClassWeights::Balanced => balanced(&pixel_counts(dataset.layout, entries, classes)?),
-    };
-    let auxiliary = u64::from(config.auxiliary_q8());
-    let second = weights.iter().map(|&w| (u64::from(w) * auxiliary / 256).min(65_535) as u16).collect();
-    Ok([weights, second])
-}
-
-fn pixel_counts(layout: Layout, entries: &[Entry], classes: usize) -> Result<Vec<u64>, RunError> {
-    let mut counts = vec![0u64; classes];
-    for entry in entries {
-        for value in read_label(&entry.label)?.values {
-            let class = layout.class_of(value);
-            if class != IGNORE && usize::from(class) < classes {
-                counts[usize::from(class)] += 1;
-            }
-        }
-    }
-    Ok(counts)
-}
-
-/// `(median frequency / frequency)^½` in 256ths, at most 8; classes without pixels count as the median.
-fn balanced(counts: &[u64]) -> Vec<u16> {
-    let mut present: Vec<u64> = counts.iter().copied().filter(|&count| count > 0).collect();
-    present.sort_unstable();
-    let median = present.get(present.len() / 2).copied().unwrap_or(1);
-    counts
-        .iter()
-        .map(|&count| {
-            let ratio_q16 = (u128::from(median) << 16) / u128::from(if count == 0 { median } else { count });
-            ratio_q16.isqrt().clamp(32, 8 * 256) as u16
-        })
-        .collect()
-}
-
 #[allow(clippy::float_arithmetic, reason = "for a person to read")]
 mod reading {
     use super::{Instant, StepOutcome};
@@ -548,14 +513,3 @@ mod reading {
     }
 }
 use reading::{ratio, real, speed};
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn balanced_weights_are_the_root_of_the_median_over_the_frequency() {
-        assert_eq!(balanced(&[400, 100, 0, 25]), [128, 256, 256, 512]);
-        assert_eq!(balanced(&[1, 1_000_000, 1_000_000]), [2048, 256, 256]);
-    }
-}
