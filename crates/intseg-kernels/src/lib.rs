@@ -48,6 +48,7 @@ pub mod deploy;
 pub mod dither;
 mod interleave;
 pub mod isa;
+pub mod large_pages;
 pub mod max_pool;
 pub mod peak;
 pub mod pool;

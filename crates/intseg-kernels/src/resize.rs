@@ -144,10 +144,9 @@ impl Resize<'_> {
         (128 - bound.leading_zeros()).saturating_sub(30)
     }
 
-    /// One output row of an image, `[columns, channels]`: exact sums, shifted right by `shift` (floor). `blend` is
-    /// scratch of `in_w · channels`.
+    /// The exact sums of the input rows that an output row reads.
     #[inline(always)]
-    pub fn row<T: Copy + Into<i32>>(&self, out: &mut [i32], blend: &mut [i32], image: &[T], y: usize, shift: u32) {
+    fn blend<T: Copy + Into<i32>>(&self, blend: &mut [i32], image: &[T], y: usize) {
         let len = self.input[1] * self.channels;
         let tap = self.rows[y];
         let [above, below] = [tap.first, tap.second].map(|row| &image[row as usize * len..][..len]);
@@ -155,6 +154,13 @@ impl Resize<'_> {
         for ((blend, &a), &b) in blend.iter_mut().zip(above).zip(below) {
             *blend = a.into() * rest + b.into() * w;
         }
+    }
+
+    /// One output row of an image, `[columns, channels]`: exact sums, shifted right by `shift` (floor). `blend` is
+    /// scratch of `in_w · channels`.
+    #[inline(always)]
+    pub fn row<T: Copy + Into<i32>>(&self, out: &mut [i32], blend: &mut [i32], image: &[T], y: usize, shift: u32) {
+        self.blend(blend, image, y);
         let c = self.channels;
         for (out, tap) in out.chunks_exact_mut(c).zip(self.columns) {
             let [a, b] = [tap.first, tap.second].map(|column| &blend[column as usize * c..][..c]);
@@ -169,6 +175,63 @@ impl Resize<'_> {
                     .iter_mut()
                     .zip(a.iter().zip(b))
                     .for_each(|(out, (&a, &b))| *out = ((i64::from(a) * rest + i64::from(b) * w) >> shift) as i32),
+            }
+        }
+    }
+
+    /// For each pixel of an output row the channel whose value, as [`Resize::row`] has it, is the largest, the first of
+    /// several. `blend` is scratch of `in_w · channels`; there are at most 256 channels.
+    ///
+    /// Between two neighbouring inputs a value lies between its two ends. So a channel that is below another one's smaller
+    /// end at both of its own is the largest nowhere between: few are left to be compared pixel by pixel.
+    ///
+    /// # Panics
+    /// When there are more channels, or a slice is too short.
+    #[inline(always)]
+    pub fn row_of_largest<T: Copy + Into<i32>>(
+        &self,
+        out: &mut [u8],
+        blend: &mut [i32],
+        image: &[T],
+        y: usize,
+        shift: u32,
+    ) {
+        self.blend(blend, image, y);
+        let (c, denominator) = (self.channels, i64::from(self.denominators[1]));
+        // What is so much smaller at both ends is smaller in between even after the shift.
+        let margin = ((1i64 << shift) + denominator - 1) / denominator;
+        let (mut columns, mut out) = (self.columns, out);
+        let mut candidates = [0u8; 256];
+        while let Some(Tap { first, second, .. }) = columns.first().copied() {
+            let len = columns.iter().take_while(|tap| tap.first == first && tap.second == second).count();
+            let (taps, pixels);
+            (taps, columns) = columns.split_at(len);
+            (pixels, out) = core::mem::take(&mut out).split_at_mut(len);
+            let [a, b] = [first, second].map(|column| &blend[column as usize * c..][..c]);
+            let largest = a.iter().zip(b).fold(i32::MIN, |largest, (&a, &b)| largest.max(a.min(b)));
+            let below = i64::from(largest) - margin;
+            let below = i32::try_from(below).unwrap_or(i32::MIN);
+            let mut count = 0;
+            for (k, (&a, &b)) in a.iter().zip(b).enumerate() {
+                candidates[count] = k as u8;
+                // The margin may reach below all values: then all are compared.
+                count += usize::from(a.max(b) > below || below == i32::MIN);
+            }
+            match &candidates[..count] {
+                [only] => pixels.fill(*only),
+                several => {
+                    for (pixel, tap) in pixels.iter_mut().zip(taps) {
+                        let (w, rest) = (i64::from(tap.weight), i64::from(self.denominators[1] - tap.weight));
+                        let mut best = i64::MIN;
+                        for &k in several {
+                            let at = usize::from(k);
+                            let value = (i64::from(a[at]) * rest + i64::from(b[at]) * w) >> shift;
+                            if value > best {
+                                (best, *pixel) = (value, k);
+                            }
+                        }
+                    }
+                }
             }
         }
     }
@@ -352,6 +415,36 @@ mod tests {
                     }
                     let adjoint: i128 = x.iter().zip(&back).map(|(&x, &b)| i128::from(x) * i128::from(b)).sum();
                     assert_eq!(dot, adjoint, "{input:?} {output:?} {align}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_largest_of_a_row_are_those_of_its_values() {
+        for (input, output) in SIZES {
+            for (align, channels, bits) in
+                [(false, 21, 3), (true, 21, 16), (true, 5, 2), (false, 1, 9), (false, 256, 6)]
+            {
+                let ([rows, columns], denominators) = tables(input, output, align);
+                let resize = Resize { input, channels, rows: &rows, columns: &columns, denominators };
+                // Few bits make many ties.
+                let x = random(input[0] * input[1] * channels, 3, bits);
+                let x: Vec<i16> = x.iter().map(|&v| v as i16).collect();
+                let mut blend = vec![0; input[1] * channels];
+                let mut sums = vec![0; output[1] * channels];
+                for (isa, shift) in Isa::available().flat_map(|isa| [0, 1, 9].map(|more| (isa, more))) {
+                    let shift = resize.shift_to_i32(32_768) + shift;
+                    for y in 0..output[0] {
+                        let mut classes = vec![77; output[1]];
+                        isa.vectorize(|| resize.row(&mut sums, &mut blend, &x, y, shift));
+                        isa.vectorize(|| resize.row_of_largest(&mut classes, &mut blend, &x, y, shift));
+                        for (values, &class) in sums.chunks(channels).zip(&classes) {
+                            let largest = values.iter().max().unwrap();
+                            let want = values.iter().position(|value| value == largest).unwrap();
+                            assert_eq!(usize::from(class), want, "{input:?} {output:?} {align} {shift}");
+                        }
+                    }
                 }
             }
         }

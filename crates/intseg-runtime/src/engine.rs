@@ -6,6 +6,7 @@ use crate::model::{CHECKSUM, Model};
 use crate::open::{OpenError, open};
 use crate::plan::{Plan, Sizes, Slot};
 use core::fmt;
+use intseg_kernels::large_pages::prefer_large_pages;
 use intseg_kernels::resize::Tap;
 use intseg_kernels::{Context, Isa, Line};
 use std::collections::TryReserveError;
@@ -217,6 +218,7 @@ impl Buffers {
     fn grow(&mut self, sizes: &Sizes) -> Result<(), TryReserveError> {
         fn resize<T: Clone>(values: &mut Vec<T>, len: usize, value: T) -> Result<(), TryReserveError> {
             values.try_reserve_exact(len.saturating_sub(values.len()))?;
+            prefer_large_pages(values.spare_capacity_mut());
             values.resize(len, value);
             Ok(())
         }

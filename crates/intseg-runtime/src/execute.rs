@@ -379,22 +379,11 @@ fn classify(model: &Model, plan: &Plan, ctx: Context, memory: &mut Memory, class
     let upsampling = Interpolation::linear(model.align_corners);
     let resize = taps_of(taps, logits.shape, [image.h, image.w], upsampling);
     let shift = resize.shift_to_i32(1 << 15);
-    let (row_len, blend_len) = (image.w * logits.shape.c, logits.shape.w * logits.shape.c);
-    let scratch_len = row_len + blend_len;
-    for_each_piece_with(ctx.pool, class_map, image.w, scratch, scratch_len, |y, out, scratch| {
-        let (sums, blend) = scratch.split_at_mut(row_len);
+    let blend_len = logits.shape.w * logits.shape.c;
+    for_each_piece_with(ctx.pool, class_map, image.w, scratch, blend_len, |y, out, blend| {
         ctx.isa.vectorize(
             #[inline(always)]
-            || resize.row(sums, blend, &words[logits.range()], y, shift),
+            || resize.row_of_largest(out, blend, &words[logits.range()], y, shift),
         );
-        for (class, logits) in out.iter_mut().zip(sums.chunks_exact(logits.shape.c)) {
-            let mut best = 0;
-            for (k, &z) in logits.iter().enumerate() {
-                if z > logits[best] {
-                    best = k;
-                }
-            }
-            *class = best as u8;
-        }
     });
 }

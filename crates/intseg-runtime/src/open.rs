@@ -6,6 +6,7 @@ use crate::model::{CHECKSUM, Conv, HEADER, Header, Model, Op, WEIGHT_RANGE};
 use crate::plan::packing;
 use core::fmt;
 use intseg_kernels::bytes::as_i8;
+use intseg_kernels::large_pages::prefer_large_pages;
 use intseg_kernels::{Context, Convolution, Isa, Line};
 use std::io::{self, Read};
 use std::vec::Vec;
@@ -71,6 +72,7 @@ fn load(source: &mut Source<impl Read>, file: &mut Vec<u8>, len: u64, ctx: Conte
     let total = convolutions(&model).map(|(.., convolution)| convolution.packed_len(ctx.isa)).sum();
     let mut packed = Vec::new();
     packed.try_reserve_exact(total).map_err(io::Error::other)?;
+    prefer_large_pages(packed.spare_capacity_mut());
     packed.resize(total, Line::ZERO);
     let mut rest = &mut packed[..];
     for (index, conv, convolution) in convolutions(&model) {

@@ -306,7 +306,7 @@ impl<'s> Plan<'s> {
             measure(&mut sizes, &node, index, slots, ctx);
         }
         let logits = slots[model.len() - 1].shape;
-        sizes.scratch = sizes.scratch.max(ctx.pool.threads() * (w + logits.w) * logits.c);
+        sizes.scratch = sizes.scratch.max(ctx.pool.threads() * logits.w * logits.c);
         sizes.taps = sizes.taps.max(h + w);
         Ok(Plan { slots, sizes })
     }

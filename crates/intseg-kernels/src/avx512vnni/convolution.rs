@@ -3,6 +3,7 @@
 
 use crate::Context;
 use crate::conv::gather::{self, MicroKernel, Reads};
+use crate::conv::rows;
 use crate::conv::{Convolution, Input, Line, Store};
 use crate::isa::Avx512Vnni;
 use core::arch::asm;
@@ -27,6 +28,10 @@ pub(crate) fn run<S: Store>(
     scratch: &mut [i32],
 ) {
     match (panel_width(plan), plan.signed) {
+        (16, _) if rows::fits(plan) => {
+            rows::run(Kernel::<28, 1, false>(isa), plan, ctx, store, input, packed, scratch);
+        }
+        (_, _) if rows::fits(plan) => rows::run(Kernel::<14, 2, false>(isa), plan, ctx, store, input, packed, scratch),
         (16, false) => gather::run(Kernel::<28, 1, false>(isa), plan, ctx, store, input, packed, scratch),
         (16, true) => gather::run(Kernel::<28, 1, true>(isa), plan, ctx, store, input, packed, scratch),
         (_, false) => gather::run(Kernel::<14, 2, false>(isa), plan, ctx, store, input, packed, scratch),

@@ -1,9 +1,9 @@
 //! Forward and backward-data convolution.
 
-use super::store::{Accumulators, Requantized, Store};
+use super::store::{Accumulators, Requantized, Store, prepared_lines};
 use super::{Conv2d, Direction, Input, Line, Output, Requantizer, Weights};
 #[cfg(target_arch = "x86_64")]
-use super::{gather, winograd};
+use super::{gather, rows, winograd};
 use crate::{Context, Isa, scalar};
 #[cfg(target_arch = "x86_64")]
 use crate::{avx2, avx512vnni};
@@ -49,9 +49,18 @@ impl Convolution {
         match isa {
             Isa::Scalar => 0,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(_) => gather::packed_lines(self, avx2::convolution::NR),
+            _ if rows::fits(self) => rows::packed_lines(self, self.panel_width(isa)),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni(_) => gather::packed_lines(self, avx512vnni::convolution::panel_width(self)),
+            _ => gather::packed_lines(self, self.panel_width(isa)),
+        }
+    }
+
+    /// Channels of a panel of packed weights.
+    #[cfg(target_arch = "x86_64")]
+    fn panel_width(&self, isa: Isa) -> usize {
+        match isa {
+            Isa::Avx512Vnni(_) => avx512vnni::convolution::panel_width(self),
+            _ => avx2::convolution::NR,
         }
     }
 
@@ -75,6 +84,8 @@ impl Convolution {
         match ctx.isa {
             Isa::Scalar => {}
             #[cfg(target_arch = "x86_64")]
+            isa if rows::fits(self) => rows::pack(self, self.panel_width(isa), packed, taps, weights),
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => gather::pack(ctx, self, avx2::convolution::NR, 0, packed, taps, weights),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni(_) => {
@@ -87,9 +98,16 @@ impl Convolution {
 
     /// How many i32 of scratch a run takes.
     pub fn scratch_len(&self, ctx: Context) -> usize {
+        Line::words(prepared_lines(ctx.isa, self.target()[2])) + self.sums_scratch_len(ctx)
+    }
+
+    /// How many of them the sums take.
+    fn sums_scratch_len(&self, ctx: Context) -> usize {
         let threads = ctx.pool.threads();
         match ctx.isa {
             Isa::Scalar => scalar::convolution::scratch_len(self, threads),
+            #[cfg(target_arch = "x86_64")]
+            isa if rows::fits(self) => rows::scratch_len(self, self.panel_width(isa)),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) if winograd::pays::<avx2::winograd::Kernel>(self) => {
                 winograd::scratch_len::<avx2::winograd::Kernel>(self, threads)
@@ -128,7 +146,14 @@ impl Convolution {
         scratch: &mut [i32],
     ) {
         let [h, w, c] = self.target();
+        assert!(scratch.len() >= self.scratch_len(ctx), "scratch");
+        let lines = prepared_lines(ctx.isa, c);
+        let (prepared, scratch) = scratch.split_at_mut(Line::words(lines));
+        let prepared = &mut Line::in_words(prepared)[..lines];
+        // No product of bytes is larger, whatever their signs.
+        let bound = (self.taps() * self.source()[2]) as i64 * (255 * 128);
         let store = Requantized::new(ctx.isa, out, requantizer, self.geometry.batch * h * w, c);
+        let store = store.with_bound(bound, prepared);
         self.dispatch(ctx, &store, input, weights, scratch);
     }
 
@@ -144,9 +169,14 @@ impl Convolution {
             assert_eq!(weights.raw.len(), self.geometry.weights_len(), "weights");
         }
         assert_eq!(weights.packed.len(), self.packed_len(ctx.isa), "packed weights");
-        assert!(scratch.len() >= self.scratch_len(ctx), "scratch");
+        assert!(scratch.len() >= self.sums_scratch_len(ctx), "scratch");
         match ctx.isa {
             Isa::Scalar => scalar::convolution::run(self, ctx, store, input, weights.raw, scratch),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(isa) if rows::fits(self) => {
+                let kernel = avx2::convolution::Kernel::new(isa, false);
+                rows::run(kernel, self, ctx, store, input, weights.packed, scratch);
+            }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(isa) if winograd::pays::<avx2::winograd::Kernel>(self) => {
                 winograd::run(avx2::winograd::Kernel(isa), self, ctx, store, input, weights.packed, scratch);

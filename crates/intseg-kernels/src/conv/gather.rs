@@ -19,9 +19,9 @@ use core::ops::Range;
 /// The most pixels that any micro-kernel's tile has.
 pub(crate) const MAX_MR: usize = 28;
 /// The most sums that any micro-kernel's tile has.
-const MAX_TILE: usize = 14 * 32;
+pub(crate) const MAX_TILE: usize = 14 * 32;
 /// Taps handed to a micro-kernel at once; larger kernels run in several rounds over the same tile.
-const MAX_TAPS: usize = 64;
+pub(crate) const MAX_TAPS: usize = 64;
 /// Bytes of packed weights that should stay in the second-level cache while pixels stream past them.
 const PANEL_BYTES: usize = 384 << 10;
 
@@ -325,7 +325,9 @@ impl Job<'_> {
                 // SAFETY: sources point to a pixel's `c4 · 4` bytes inside the input, to its padded copy, or to zeros
                 // (see `gather`); the weights' panel has `taps · c4 · NR · 4` bytes.
                 unsafe { kernel.accumulate(sums, from > 0, weights, gathered.reads(), self.c4, 4) };
-                gathered.correct(sums, K::NR);
+                if !self.pixel_sums.is_empty() {
+                    gathered.correct(sums, K::NR);
+                }
                 from = to;
             }
             // SAFETY: this tile's pixels and this panel's channels are this call's alone, as the caller promises.
@@ -448,7 +450,7 @@ struct Pixels {
 }
 
 #[repr(align(64))]
-struct Sums([i32; MAX_TILE]);
+pub(crate) struct Sums(pub [i32; MAX_TILE]);
 
 impl Pixels {
     /// The `count` pixels of a phase from number `first` on, fewer at its end.

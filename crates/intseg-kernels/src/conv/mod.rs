@@ -6,10 +6,12 @@
 
 mod convolution;
 mod depthwise;
+pub(crate) mod floor;
 pub(crate) mod gather;
 pub(crate) mod phase;
 #[cfg(test)]
 pub(crate) mod reference;
+pub(crate) mod rows;
 pub(crate) mod shared_taps;
 pub(crate) mod store;
 #[cfg(test)]

@@ -1,13 +1,15 @@
 //! What becomes of a finished tile of accumulators while it is in cache.
 
-use super::{Addend, Output, OutputData, Requantizer};
+use super::{Addend, Line, Output, OutputData, Requantizer};
 use crate::Isa;
 #[cfg(target_arch = "x86_64")]
-use crate::avx512vnni::requantize;
+use crate::avx512vnni::requantize::{self, Narrow as Narrowed};
 use crate::pool::Disjoint;
 use crate::requantize::Contribution;
 use crate::round::{half_even_i32, half_even_i64, within};
-use crate::vector::{Element, LANES, Vector};
+#[cfg(not(target_arch = "x86_64"))]
+use crate::vector::Element as Narrowed;
+use crate::vector::{LANES, Vector};
 
 /// Takes finished sums. Implementations write to the pixels and channels that they are given and to no others.
 pub(crate) trait Store: Sync {
@@ -59,6 +61,18 @@ pub(crate) struct Requantized<'a> {
     requantizer: Requantizer<'a>,
     addend: Option<Addend<'a>>,
     channels: usize,
+    /// What [`Requantized::with_bound`] found.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+    prepared: &'a [Line],
+}
+
+/// How many lines [`Requantized::with_bound`] takes for the constants of so many channels.
+pub(crate) fn prepared_lines(isa: Isa, channels: usize) -> usize {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni(_) => requantize::prepared_lines(channels),
+        _ => 0,
+    }
 }
 
 enum Narrow<'a> {
@@ -88,7 +102,17 @@ impl<'a> Requantized<'a> {
             };
             assert!(len == pixels * channels && (0..=14).contains(&left) && scale <= 14 && shift <= 31, "addend");
         }
-        Requantized { isa, out, stride, offset, requantizer, addend, channels }
+        Requantized { isa, out, stride, offset, requantizer, addend, channels, prepared: &[] }
+    }
+
+    /// Prepares for sums of magnitude up to `bound`, which then take less time; `lines` are as many as
+    /// [`prepared_lines`] says.
+    pub fn with_bound(self, bound: i64, lines: &'a mut [Line]) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        requantize::prepare(&self.requantizer, bound, lines);
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = bound;
+        Requantized { prepared: lines, ..self }
     }
 
     /// Requantises a tile's channels `first..first + channels` into `out`.
@@ -96,7 +120,7 @@ impl<'a> Requantized<'a> {
     /// # Safety
     /// As [`Store::store`].
     #[inline(always)]
-    unsafe fn write<T: Element>(&self, out: &Disjoint<T>, tile: &Tile, narrow: impl Fn(i32) -> T) {
+    unsafe fn write<T: Narrowed>(&self, out: &Disjoint<T>, tile: &Tile, narrow: impl Fn(i32) -> T) {
         let Tile { sums, row, pixels, first, channels } = *tile;
         let place = |pixel: usize| pixel * self.stride + self.offset + first;
         #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
@@ -113,11 +137,18 @@ impl<'a> Requantized<'a> {
             unsafe {
                 requantize::tile(
                     &self.requantizer,
-                    [first, groups],
-                    (sums, row),
-                    pixels,
-                    (out.start().wrapping_add(place(0)), self.stride),
-                    (self.addend.as_ref(), self.channels),
+                    self.prepared,
+                    &requantize::Tile {
+                        sums,
+                        row,
+                        pixels,
+                        first,
+                        groups,
+                        out: out.start().wrapping_add(place(0)),
+                        stride: self.stride,
+                        addend: self.addend.as_ref(),
+                        channels: self.channels,
+                    },
                 );
             }
         }

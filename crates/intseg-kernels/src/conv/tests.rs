@@ -103,20 +103,39 @@ proptest! {
 
     #[test]
     fn requantised_sums_are_the_requantised_definition(
-        g in geometry(), signed: bool, kind in 0..3usize, offset in 0..5usize,
+        g in geometry(), signed: bool, kind in 0..4usize, offset in 0..5usize,
         (added, left, scale, down) in (0..3usize, 0..15i32, 0..15u32, 0..32u32),
+        (multipliers, narrow_sum) in (0..3usize, any::<bool>()),
     ) {
+        // What a sum of 16 bits does for, and anything else.
+        let (left, scale, down) = match narrow_sum {
+            true => (if added == 1 { left / 2 } else { 0 }, 0, down / 2),
+            false => (left, scale, down),
+        };
         let (low, high) = if signed { (-128, 127) } else { (0, 255) };
         let weights: Vec<i8> = narrow(&bytes(g.weights_len(), Fill::Random, 1, -127, 127));
         let input = bytes(g.input_len(), Fill::Random, 2, low, high);
-        let multiplier: Vec<i32> = narrow(&bytes(g.c_out, Fill::Random, 3, -(1 << 30), (1 << 30) - 1));
-        let bias: Vec<i64> = bytes(g.c_out, Fill::Random, 4, -(1 << 30), 1 << 30).iter().map(|b| b << 12).collect();
-        let shift: Vec<u8> = narrow(&bytes(g.c_out, Fill::Random, 5, 36, 42));
-        let (low, high) = [(0, 255), (-127, 127), (-32767, 32767)][kind];
+        // Any numbers; those of models, whose biases are multiples; powers of two.
+        let (multiplier, bias, shift): (Vec<i32>, Vec<i64>, Vec<u8>) = match multipliers {
+            0 => (
+                narrow(&bytes(g.c_out, Fill::Random, 3, -(1 << 30), (1 << 30) - 1)),
+                bytes(g.c_out, Fill::Random, 4, -(1 << 30), 1 << 30).iter().map(|b| b << 12).collect(),
+                narrow(&bytes(g.c_out, Fill::Random, 5, 36, 42)),
+            ),
+            kind => {
+                let ends = if kind == 1 { (1 << 23, (1 << 24) - 1) } else { (1 << 23, 1 << 23) };
+                let multiplier: Vec<i32> = narrow(&bytes(g.c_out, Fill::Random, 3, ends.0, ends.1));
+                let bias = bytes(g.c_out, Fill::Random, 4, -2000, 2000);
+                let bias = bias.iter().zip(&multiplier).map(|(b, &m)| b * i64::from(m)).collect();
+                (multiplier, bias, narrow(&bytes(g.c_out, Fill::Random, 5, 28, 36)))
+            }
+        };
+        // The last: bytes with a sign, written as such without.
+        let (low, high) = [(0, 255), (-127, 127), (-32767, 32767), (-127, 127)][kind];
         let requantizer = Requantizer { multiplier: &multiplier, bias: &bias, shift: &shift, low, high };
         let stride = g.c_out + offset + 2;
         let mut want = vec![-3i64; g.output_len() / g.c_out * stride];
-        if kind == 0 {
+        if kind % 3 == 0 {
             want.fill(3);
         }
         let untouched = want[0];
@@ -125,7 +144,7 @@ proptest! {
         let (u8s, i16s): (Vec<u8>, Vec<i16>) =
             if added == 1 { (narrow(&others), vec![]) } else { (vec![], narrow(&others)) };
         let values = if added == 1 { Contribution::U8(&u8s, left) } else { Contribution::I16(&i16s, left) };
-        let sum_range = [(0, 255), (-100, 127), (-30000, 32767)][kind];
+        let sum_range = [(0, 255), (-100, 127), (-30000, 32767), (-100, 120)][kind];
         let addend = Addend { values, scale, shift: down, low: sum_range.0, high: sum_range.1 };
         let addend = (added > 0).then_some(addend);
         let half_even = |exact: i128, shift: u32| {
@@ -141,7 +160,7 @@ proptest! {
                     let sum = (result << scale) + (i128::from(others[pixel * g.c_out + k]) << left);
                     result = half_even(sum, down).clamp(sum_range.0.into(), sum_range.1.into());
                 }
-                want[pixel * stride + offset + k] = result as i64;
+                want[pixel * stride + offset + k] = if kind == 3 { i64::from(result as u8) } else { result as i64 };
             }
         }
         let plan = Convolution { geometry: g, direction: Direction::Forward, signed };
@@ -149,13 +168,13 @@ proptest! {
             let len = want.len();
             let (mut a, mut b, mut c) = (vec![untouched as u8; len], vec![untouched as i8; len], vec![untouched as i16; len]);
             let data = match kind {
-                0 => OutputData::U8(&mut a),
+                0 | 3 => OutputData::U8(&mut a),
                 1 => OutputData::I8(&mut b),
                 _ => OutputData::I16(&mut c),
             };
             plan.run_requantized(ctx, Output { data, stride, offset, addend }, input, weights, requantizer, scratch);
             let got: Vec<i64> = match kind {
-                0 => a.into_iter().map(i64::from).collect(),
+                0 | 3 => a.into_iter().map(i64::from).collect(),
                 1 => b.into_iter().map(i64::from).collect(),
                 _ => c.into_iter().map(i64::from).collect(),
             };
@@ -165,7 +184,7 @@ proptest! {
 
     #[test]
     fn winograd_tiles_are_the_definition_on_every_instruction_set(
-        (batch, in_h, in_w, c_in, c_out) in (1..3usize, 1..22usize, 1..22usize, 1..70usize, 17..70usize),
+        (batch, in_h, in_w, c_in, c_out) in (1..3usize, 1..22usize, 1..22usize, 4..70usize, 17..70usize),
         (dilation, padding) in ((1..=4usize, 1..=4usize), (0..=6usize, 0..=6usize)),
         forward: bool, signed: bool, extreme: bool,
     ) {
@@ -300,6 +319,41 @@ fn a_weight_gradient_is_cut_into_blocks_of_channels_and_of_pixels() {
         let error: Vec<i8> = narrow(&bytes(g.output_len(), Fill::Random, 2, -128, 127));
         let want: Vec<i64> = reference::weight_gradient(&g, &input, &error).iter().map(|v| v + 5).collect();
         gradients(&g, &input, false, &error, 0, &want);
+    }
+}
+
+#[test]
+fn images_of_few_channels_are_convolved_by_whole_rows_of_the_kernel() {
+    let shapes = [(3, [7, 7], [2, 2], [3, 3], 64), (3, [3, 3], [1, 1], [1, 1], 37), (1, [5, 2], [1, 3], [0, 4], 16)];
+    for (c_in, kernel, stride, padding, c_out) in shapes {
+        for (batch, in_h, in_w) in [(1, 33, 67), (3, 9, 31)] {
+            let g = Conv2d { batch, in_h, in_w, c_in, c_out, kernel, stride, dilation: [2, 1], padding };
+            for signed in [false, true] {
+                let (low, high) = if signed { (-128, 127) } else { (0, 255) };
+                let input = bytes(g.input_len(), Fill::Random, 1, low, high);
+                let weights: Vec<i8> = narrow(&bytes(g.weights_len(), Fill::Random, 2, -127, 127));
+                let want = reference::forward(&g, &input, &weights);
+                let plan = Convolution { geometry: g, direction: Direction::Forward, signed };
+                assert!(super::rows::fits(&plan));
+                for_each_context(plan, &input, &weights, |ctx, input, weights, scratch| {
+                    // Packed a few taps at a time, over what was there.
+                    let mut packed = vec![Line([-1; 64]); weights.packed.len()];
+                    let per_tap = c_in * c_out;
+                    for first in (0..kernel[0] * kernel[1]).step_by(5) {
+                        let taps = first..(first + 5).min(kernel[0] * kernel[1]);
+                        plan.pack_taps(
+                            ctx,
+                            &mut packed,
+                            taps.clone(),
+                            &weights.raw[taps.start * per_tap..taps.end * per_tap],
+                        );
+                    }
+                    let mut out = vec![0; want.len()];
+                    plan.run(ctx, &mut out, input, Weights { packed: &packed, ..weights }, scratch);
+                    assert!(out.iter().zip(&want).all(|(&a, &b)| i64::from(a) == b), "{}", ctx.isa.name());
+                });
+            }
+        }
     }
 }
 

@@ -21,7 +21,7 @@ struct Operands<'a> {
     convolution: Convolution,
     input: Range<usize>,
     out: Range<usize>,
-    wide: bool,
+    element: Element,
     /// Channels of what is written, and the first.
     stride: usize,
     offset: usize,
@@ -83,7 +83,7 @@ impl<'a> Run<'a> {
                     convolution: Convolution { geometry, ..conv.convolution },
                     input: input.offset + from * row_in..input.offset + to * row_in,
                     out: start..start + geometry.out_h() * w * c,
-                    wide: false,
+                    element: strip.element,
                     stride: c,
                     offset: 0,
                     addend: None,
@@ -124,7 +124,7 @@ impl Step<'_> {
             convolution: self.convolution,
             input: self.run.input(0).range(),
             out: slot.range(),
-            wide: slot.wide(),
+            element: slot.element,
             stride: slot.shape.c,
             offset,
             addend,
@@ -133,7 +133,7 @@ impl Step<'_> {
     }
 
     fn run_on(&self, memory: &mut Memory, operands: Operands) {
-        let Operands { convolution, input, out, wide, stride, offset, addend } = operands;
+        let Operands { convolution, input, out, element, stride, offset, addend } = operands;
         let Memory { bytes: activations, words, scratch, packed, multipliers, biases, .. } = memory;
         let weights = Weights { raw: self.conv.weights, packed: &packed[self.at.packed..self.at.packed + self.packed] };
         let requantizer = self.run.requantizer(&self.conv.requantization, multipliers, biases, self.at.channels);
@@ -142,13 +142,16 @@ impl Step<'_> {
             Some((slot, _)) if slot.wide() == wide => slot.range(),
             _ => 0..0,
         };
-        let ((input, bytes), words, data) = match wide {
-            false => {
-                let ([input, bytes], out) = parts(activations, [input, added(false)], out);
-                // The clamp holds the results to the type: as bytes they are the same bits, whatever the sign.
-                ((input, bytes), &words[added(true)], OutputData::U8(out))
+        let ((input, added_bytes), words, data) = match element {
+            Element::U8 | Element::I8 => {
+                let ([input, added_bytes], out) = parts(activations, [input, added(false)], out);
+                let data = match element {
+                    Element::I8 => OutputData::I8(bytes::as_i8_mut(out)),
+                    _ => OutputData::U8(out),
+                };
+                ((input, added_bytes), &words[added(true)], data)
             }
-            true => {
+            Element::I16 => {
                 let ([words], out) = parts(words, [added(true)], out);
                 ((&activations[input], &activations[added(false)]), words, OutputData::I16(out))
             }
@@ -156,7 +159,7 @@ impl Step<'_> {
         let addend = addend.map(|(_, addend)| {
             let values = match addend.values {
                 Contribution::I16(_, left) => Contribution::I16(words, left),
-                Contribution::U8(_, left) => Contribution::U8(bytes, left),
+                Contribution::U8(_, left) => Contribution::U8(added_bytes, left),
                 other => other,
             };
             Addend { values, ..addend }

@@ -1,7 +1,7 @@
 //! The three loops around the products: weights, input and sums of a block of tiles.
 
 use super::transform::{self, OUTPUTS, POINTS, TAPS, divide};
-use super::{MAX_CHANNELS, Tiling};
+use super::{Class, Group, MAX_CHANNELS, Tiling};
 use crate::bytes::as_i8;
 use crate::conv::store::Store;
 use crate::conv::{Convolution, Line};
@@ -68,7 +68,7 @@ pub(super) struct TransformInput<'a> {
     pub input: &'a [u8],
     /// `[product][group][line][tile]`.
     pub out: &'a mut [Line],
-    pub tiles: Range<usize>,
+    pub groups: Range<usize>,
 }
 
 /// Where the points of a tile are read.
@@ -82,11 +82,15 @@ impl Loop for TransformInput<'_> {
 
     #[inline(always)]
     fn run<V: Vector>(mut self) {
-        for (index, tile) in self.tiles.clone().enumerate() {
-            let sources = self.sources(tile);
-            match self.plan.signed {
-                false => self.tile::<V::Words, false>(index, &sources),
-                true => self.tile::<V::Words, true>(index, &sources),
+        for (slot, index) in self.groups.clone().enumerate() {
+            let Group { class, first, len } = self.tiling.group(index);
+            for t in 0..len {
+                let sources = self.sources(&class, first + t);
+                let at = slot * self.tiling.lines * self.tiling.mr + t;
+                match self.plan.signed {
+                    false => self.tile::<V::Words, false>(&class, at, &sources),
+                    true => self.tile::<V::Words, true>(&class, at, &sources),
+                }
             }
         }
     }
@@ -95,9 +99,9 @@ impl Loop for TransformInput<'_> {
 impl<'a> TransformInput<'a> {
     /// The channels of the pixel at each point of a tile.
     #[inline(always)]
-    fn sources(&self, tile: usize) -> Sources<'a> {
+    fn sources(&self, class: &Class, tile: usize) -> Sources<'a> {
         let ([h, w, c], [rows, columns]) = (self.plan.source(), self.tiling.axes);
-        let [image, y, x] = self.tiling.place(tile);
+        let [image, y, x] = self.tiling.place(class, tile);
         let (ys, xs) = (rows.inputs(y), columns.inputs(x));
         let mut sources = [[&ZEROS[..c]; POINTS]; POINTS];
         for (sources, y) in sources.iter_mut().zip(ys) {
@@ -110,12 +114,12 @@ impl<'a> TransformInput<'a> {
         sources
     }
 
+    /// Transforms a tile to the lines from `first` on.
     #[inline(always)]
-    fn tile<W: Words, const SIGNED: bool>(&mut self, index: usize, sources: &Sources) {
+    fn tile<W: Words, const SIGNED: bool>(&mut self, class: &Class, first: usize, sources: &Sources) {
         let Tiling { lines, mr, .. } = *self.tiling;
         let whole = sources[0][0].len() / WORD_LANES;
         let [_, stride, _] = self.tiling.strides();
-        let first = index / mr * lines * mr + index % mr;
         for line in 0..lines {
             let mut rest = [[[0; WORD_LANES]; POINTS]; POINTS];
             let mut points = [[&[0; WORD_LANES]; POINTS]; POINTS];
@@ -131,17 +135,19 @@ impl<'a> TransformInput<'a> {
                     *point = source[line * WORD_LANES..].first_chunk().expect("a whole block");
                 }
             }
+            let [narrow_y, narrow_x] = class.narrow;
             let columns = [
-                column::<W, SIGNED>(&points, 0),
-                column::<W, SIGNED>(&points, 1),
-                column::<W, SIGNED>(&points, 2),
-                column::<W, SIGNED>(&points, 3),
-                column::<W, SIGNED>(&points, 4),
-                column::<W, SIGNED>(&points, 5),
+                column::<W, SIGNED>(&points, 0, narrow_y),
+                column::<W, SIGNED>(&points, 1, narrow_y),
+                column::<W, SIGNED>(&points, 2, narrow_y),
+                column::<W, SIGNED>(&points, 3, narrow_y),
+                column::<W, SIGNED>(&points, 4, narrow_y),
+                column::<W, SIGNED>(&points, 5, narrow_y),
             ];
             let mut out = self.out[first + line * mr..].iter_mut().step_by(stride);
             for y in 0..POINTS {
-                for words in transform::input(transform::row(&columns, y)) {
+                let row = transform::row(&columns, y);
+                for words in if narrow_x { transform::narrow_input(row) } else { transform::input(row) } {
                     words.store(out.next().expect("a line for each product").words_mut());
                 }
             }
@@ -151,16 +157,21 @@ impl<'a> TransformInput<'a> {
 
 /// A column of points, transformed.
 #[inline(always)]
-fn column<W: Words, const SIGNED: bool>(points: &[[&[u8; WORD_LANES]; POINTS]; POINTS], x: usize) -> [W; POINTS] {
+fn column<W: Words, const SIGNED: bool>(
+    points: &[[&[u8; WORD_LANES]; POINTS]; POINTS],
+    x: usize,
+    narrow: bool,
+) -> [W; POINTS] {
     let [a, b, c, d, e, f] = points;
-    transform::input([
+    let values = [
         widened::<W, SIGNED>(a[x]),
         widened::<W, SIGNED>(b[x]),
         widened::<W, SIGNED>(c[x]),
         widened::<W, SIGNED>(d[x]),
         widened::<W, SIGNED>(e[x]),
         widened::<W, SIGNED>(f[x]),
-    ])
+    ];
+    if narrow { transform::narrow_input(values) } else { transform::input(values) }
 }
 
 #[inline(always)]
@@ -177,7 +188,7 @@ pub(super) struct TransformOutput<'a, S> {
     pub tiling: &'a Tiling,
     pub store: &'a S,
     pub products: &'a [i32],
-    pub tiles: Range<usize>,
+    pub groups: Range<usize>,
     pub first: usize,
     pub channels: usize,
 }
@@ -197,24 +208,31 @@ impl<S: Store> Loop for TransformOutput<'_, S> {
         let nr = self.tiling.width * LANES;
         let ([h, w, _], [rows, columns]) = (self.plan.target(), self.tiling.axes);
         let mut sums = Sums([0; OUTPUTS * OUTPUTS * MAX_NR]);
-        for (row, tile) in self.tiles.clone().enumerate() {
+        let tiles = self.groups.clone().enumerate().flat_map(|(slot, index)| {
+            let Group { class, first, len } = self.tiling.group(index);
+            (0..len).map(move |t| (slot * self.tiling.mr + t, class, first + t))
+        });
+        for (row, class, tile) in tiles {
+            let [narrow_y, narrow_x] = class.narrow;
             for line in 0..self.tiling.width {
                 let columns = [
-                    self.column::<V>(row, line, 0),
-                    self.column::<V>(row, line, 1),
-                    self.column::<V>(row, line, 2),
-                    self.column::<V>(row, line, 3),
-                    self.column::<V>(row, line, 4),
-                    self.column::<V>(row, line, 5),
+                    self.column::<V>(row, line, 0, narrow_y),
+                    self.column::<V>(row, line, 1, narrow_y),
+                    self.column::<V>(row, line, 2, narrow_y),
+                    self.column::<V>(row, line, 3, narrow_y),
+                    self.column::<V>(row, line, 4, narrow_y),
+                    self.column::<V>(row, line, 5, narrow_y),
                 ];
                 for y in 0..OUTPUTS {
-                    for (x, &sum) in transform::output(transform::row(&columns, y)).iter().enumerate() {
+                    let points = transform::row(&columns, y);
+                    let row = if narrow_x { transform::narrow_output(points) } else { transform::output(points) };
+                    for (x, &sum) in row.iter().enumerate() {
                         let at = (y * OUTPUTS + x) * nr + line * LANES;
                         divide(sum).store_i32(sums.0[at..].first_chunk_mut().expect("a row of sums"));
                     }
                 }
             }
-            let [image, y, x] = self.tiling.place(tile);
+            let [image, y, x] = self.tiling.place(&class, tile);
             // The outputs that exist, moved together.
             let (mut pixels, mut len) = ([0; OUTPUTS * OUTPUTS], 0);
             for (row, y) in rows.outputs(y).enumerate() {
@@ -236,17 +254,18 @@ impl<S: Store> Loop for TransformOutput<'_, S> {
 impl<S> TransformOutput<'_, S> {
     /// A column of products of a tile, transformed.
     #[inline(always)]
-    fn column<V: Vector>(&self, row: usize, line: usize, x: usize) -> [V; OUTPUTS] {
+    fn column<V: Vector>(&self, row: usize, line: usize, x: usize, narrow: bool) -> [V; OUTPUTS] {
         let [.., stride] = self.tiling.strides();
         let products = &self.products[(x * stride + row * self.tiling.width + line) * LANES..];
-        transform::output([
+        let points = [
             product(products, 0, stride),
             product(products, 1, stride),
             product(products, 2, stride),
             product(products, 3, stride),
             product(products, 4, stride),
             product(products, 5, stride),
-        ])
+        ];
+        if narrow { transform::narrow_output(points) } else { transform::output(points) }
     }
 }
 

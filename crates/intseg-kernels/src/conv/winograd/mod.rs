@@ -13,6 +13,7 @@ mod loops;
 mod transform;
 
 use super::phase::phases;
+use super::rows;
 use super::store::Store;
 use super::{Convolution, Direction, Input, Line};
 use crate::Context;
@@ -21,7 +22,7 @@ use crate::pool::Disjoint;
 use crate::vector::{LANES, WORD_LANES};
 use core::ops::Range;
 use loops::{MAX_NR, TransformInput, TransformOutput, TransformWeights};
-use transform::{OUTPUTS, POINTS, TAPS};
+use transform::{NARROW, OUTPUTS, POINTS, TAPS};
 
 /// Products of a pair of channels in a tile.
 const PRODUCTS: usize = POINTS * POINTS;
@@ -29,6 +30,10 @@ const PRODUCTS: usize = POINTS * POINTS;
 /// weights after the other. Larger blocks transform weights more rarely; smaller ones stay in cache.
 const BLOCK_GROUPS: usize = 6;
 const BLOCK_BYTES: usize = 4 << 20;
+/// Up to so many outputs along an axis a tile is narrow.
+const NARROW_OUTPUTS: usize = 2;
+/// Up to so many blocks have the same work; of more each has as many groups.
+const EVEN_BLOCKS: usize = 32;
 /// Source channels up to which every sum stays below 2^29: `9 · 1800 · 255 · 128`.
 const MAX_CHANNELS: usize = 1800;
 
@@ -90,6 +95,14 @@ impl Axis {
         phase + within * OUTPUTS * self.dilation
     }
 
+    /// How many tiles have more outputs than a narrow one: they come first, since tiles of later rounds have fewer.
+    fn wide(&self) -> usize {
+        (0..self.len())
+            .rev()
+            .find(|&tile| self.outputs(self.first(tile)).count() > NARROW_OUTPUTS)
+            .map_or(0, |last| last + 1)
+    }
+
     /// The outputs of a tile that exist: they come first.
     fn outputs(&self, first: usize) -> impl Iterator<Item = usize> + use<> {
         (first..self.outputs).step_by(self.dilation).take(OUTPUTS)
@@ -104,11 +117,45 @@ impl Axis {
     }
 }
 
+/// Tiles that need the same products: a rectangle of them in each image.
+#[derive(Clone, Copy)]
+struct Class {
+    /// The rows and columns of tiles.
+    rows: [usize; 2],
+    columns: [usize; 2],
+    tiles: usize,
+    groups: usize,
+    /// Whether they are narrow along each axis: then they need fewer points.
+    narrow: [bool; 2],
+}
+
+impl Class {
+    /// Products of a pair of channels.
+    fn products(&self) -> usize {
+        self.narrow.iter().map(|&narrow| if narrow { NARROW.len() } else { POINTS }).product()
+    }
+
+    /// Whether they need a product.
+    fn needs(&self, product: usize) -> bool {
+        let points = [product / POINTS, product % POINTS];
+        self.narrow.iter().zip(points).all(|(&narrow, point)| !narrow || NARROW.contains(&point))
+    }
+}
+
+/// Up to `mr` tiles of a class.
+#[derive(Clone, Copy)]
+struct Group {
+    class: Class,
+    /// Its first tile in the class, and how many.
+    first: usize,
+    len: usize,
+}
+
 /// How a convolution is cut.
 #[derive(Clone, Copy)]
 struct Tiling {
     axes: [Axis; 2],
-    tiles: usize,
+    classes: [Class; 4],
     /// Source channels, in lines of 32 and pairs.
     lines: usize,
     pairs: usize,
@@ -127,12 +174,21 @@ impl Tiling {
     fn new<K: Multiply>(plan: &Convolution, threads: usize) -> Self {
         let ([.., c], [.., target]) = (plan.source(), plan.target());
         let axes = [Axis::new(plan, 0), Axis::new(plan, 1)];
-        let tiles = plan.geometry.batch * axes[0].len() * axes[1].len();
-        let (lines, groups) = (c.div_ceil(WORD_LANES), tiles.div_ceil(K::MR));
+        let class = |narrow: [bool; 2]| {
+            let [rows, columns] = [0, 1].map(|k| match (narrow[k], axes[k].wide()) {
+                (false, wide) => [0, wide],
+                (true, wide) => [wide, axes[k].len()],
+            });
+            let tiles = plan.geometry.batch * (rows[1] - rows[0]) * (columns[1] - columns[0]);
+            Class { rows, columns, tiles, groups: tiles.div_ceil(K::MR), narrow }
+        };
+        let classes = [[false, false], [true, false], [false, true], [true, true]].map(class);
+        let groups = classes.iter().map(|class| class.groups).sum::<usize>();
+        let lines = c.div_ceil(WORD_LANES);
         let group_bytes = PRODUCTS * lines * K::MR * 64;
         Tiling {
             axes,
-            tiles,
+            classes,
             lines,
             pairs: 2 * c.div_ceil(4),
             panels: target.div_ceil(K::NR),
@@ -163,16 +219,58 @@ impl Tiling {
 
     /// A tile's image, and row and column of its first output.
     #[inline(always)]
-    fn place(&self, tile: usize) -> [usize; 3] {
+    fn place(&self, class: &Class, tile: usize) -> [usize; 3] {
         let [rows, columns] = &self.axes;
-        let (row, column) = (tile / columns.len(), tile % columns.len());
-        [row / rows.len(), rows.first(row % rows.len()), columns.first(column)]
+        let [height, width] = [class.rows, class.columns].map(|[from, to]| to - from);
+        let (row, column) = (tile / width, class.columns[0] + tile % width);
+        [row / height, rows.first(class.rows[0] + row % height), columns.first(column)]
     }
 
-    /// The tiles of a block.
+    /// A group.
+    fn group(&self, mut index: usize) -> Group {
+        for class in self.classes {
+            if let Some(next) = index.checked_sub(class.groups) {
+                index = next;
+                continue;
+            }
+            let first = index * self.mr;
+            return Group { class, first, len: self.mr.min(class.tiles - first) };
+        }
+        unreachable!("a group of the tiling")
+    }
+
+    /// The groups before which there is so much work, in products.
+    fn after(&self, mut work: usize) -> usize {
+        let mut before = 0;
+        for class in self.classes {
+            let groups = (work / class.products()).min(class.groups);
+            before += groups;
+            if groups < class.groups {
+                break;
+            }
+            work -= groups * class.products();
+        }
+        before
+    }
+
+    /// The groups of a block.
     fn block(&self, index: usize, blocks: usize) -> Range<usize> {
-        let first = |block: usize| (block * self.groups / blocks * self.mr).min(self.tiles);
-        first(index)..first(index + 1)
+        // Many blocks are handed out as threads become free, however much work each is.
+        if blocks > EVEN_BLOCKS {
+            return index * self.groups / blocks..(index + 1) * self.groups / blocks;
+        }
+        let work: usize = self.classes.iter().map(|class| class.groups * class.products()).sum();
+        let mut from = 0;
+        for block in 0..=index {
+            let left = (blocks - block - 1) * self.block_groups;
+            let fewest = self.groups.saturating_sub(left).max(from);
+            let to = self.after((block + 1) * work / blocks).clamp(fewest, fewest.max(from + self.block_groups));
+            if block == index {
+                return from..to;
+            }
+            from = to;
+        }
+        from..from
     }
 }
 
@@ -184,6 +282,7 @@ pub(crate) fn fits(plan: &Convolution) -> bool {
     // Thin outputs are packed in panels of another width.
     let thin = plan.target()[2] <= MAX_NR / 2;
     !thin
+        && !rows::fits(plan)
         && g.kernel == [TAPS; 2]
         && g.stride == [1; 2]
         && (1..=MAX_CHANNELS).contains(&c)
@@ -200,10 +299,11 @@ pub(crate) fn pays<K: Multiply>(plan: &Convolution) -> bool {
     let tiling = Tiling::new::<K>(plan, 1);
     let inside: usize = phases(&plan.geometry, plan.direction).map(|phase| phase.inside(0) * phase.inside(1)).sum();
     let gathered = plan.geometry.batch * inside * c * target.next_multiple_of(K::NR) / 128;
-    let products = PRODUCTS * c * target.next_multiple_of(K::NR) / 64;
+    let products = |class: &Class| class.products() * c * target.next_multiple_of(K::NR) / 64;
     // Several threads take the same number of blocks each, so that one thread's blocks stand for all.
     let weights = 6 * c * target * tiling.blocks(1);
-    let transformed = tiling.tiles * (products + 6 * c + 12 * target) + weights;
+    let tiles = tiling.classes.iter().map(|class| class.tiles * (products(class) + 6 * c + 12 * target));
+    let transformed = tiles.sum::<usize>() + weights;
     // An estimate that is nearly a tie is no reason to take more memory.
     transformed + transformed / 16 < gathered
 }
@@ -254,8 +354,8 @@ struct Job<'a, K> {
 }
 
 impl<K: Multiply> Job<'_, K> {
-    /// Computes a block of tiles.
-    fn block<S: Store>(&self, store: &S, tiles: Range<usize>, lines: &mut [Line]) {
+    /// Computes a block of groups.
+    fn block<S: Store>(&self, store: &S, groups: Range<usize>, lines: &mut [Line]) {
         let tiling = self.tiling;
         let [weight_stride, input_stride, _] = tiling.strides();
         let (weights, rest) = lines.split_at_mut(PRODUCTS * weight_stride);
@@ -266,7 +366,7 @@ impl<K: Multiply> Job<'_, K> {
             tiling,
             input: self.input,
             out: input,
-            tiles: tiles.clone(),
+            groups: groups.clone(),
         });
         let per_panel = TAPS * TAPS * tiling.pairs / 2 * tiling.width;
         for panel in 0..tiling.panels {
@@ -277,30 +377,34 @@ impl<K: Multiply> Job<'_, K> {
                 flip: if self.plan.signed { K::FLIP } else { 0 },
                 backwards: self.plan.direction == Direction::Transposed,
             });
-            self.multiply(products, weights, input, tiles.len());
+            self.multiply(products, weights, input, groups.clone());
             let first = panel * K::NR;
             self.ctx.isa.run_loop(TransformOutput {
                 plan: self.plan,
                 tiling,
                 store,
                 products,
-                tiles: tiles.clone(),
+                groups: groups.clone(),
                 first,
                 channels: K::NR.min(self.plan.target()[2] - first),
             });
         }
     }
 
-    /// Fills `[product][tile][NR]` from `[product][group][line][tile]` and `[product][pair][NR]`.
-    fn multiply(&self, products: &mut [i32], weights: &[Line], input: &[Line], tiles: usize) {
+    /// Fills `[product][group][tile][NR]` from `[product][group][line][tile]` and `[product][pair][NR]`.
+    fn multiply(&self, products: &mut [i32], weights: &[Line], input: &[Line], groups: Range<usize>) {
         let Tiling { lines, pairs, width, .. } = *self.tiling;
         let [weight_stride, input_stride, product_stride] = self.tiling.strides();
         for product in 0..PRODUCTS {
             let weights = &weights[product * weight_stride..][..pairs * width];
             let input = &input[product * input_stride..][..input_stride];
-            let products = &mut products[product * product_stride * LANES..][..tiles * K::NR];
-            for (sums, input) in products.chunks_mut(K::MR * K::NR).zip(input.chunks(lines * K::MR)) {
-                self.kernel.multiply(sums, sums.len() / K::NR, pairs, input, weights);
+            let products = &mut products[product * product_stride * LANES..][..groups.len() * K::MR * K::NR];
+            let places = products.chunks_exact_mut(K::MR * K::NR).zip(input.chunks(lines * K::MR));
+            for (index, (sums, input)) in groups.clone().zip(places) {
+                let Group { class, len, .. } = self.tiling.group(index);
+                if class.needs(product) {
+                    self.kernel.multiply(&mut sums[..len * K::NR], len, pairs, input, weights);
+                }
             }
         }
     }

@@ -48,6 +48,16 @@ pub(crate) fn input<W: Words>([d0, d1, d2, d3, d4, d5]: [W; POINTS]) -> [W; POIN
     ]
 }
 
+/// The points of F(2, 3), which are some of those of F(4, 3): a tile of so few outputs needs no others.
+pub(crate) const NARROW: [usize; 4] = [0, 2, 3, 5];
+
+/// Transforms the first four values for [`NARROW`]; the other points come out as zeros.
+#[inline(always)]
+pub(crate) fn narrow_input<W: Words>([d0, d1, d2, d3, ..]: [W; POINTS]) -> [W; POINTS] {
+    let zero = d0.sub(d0);
+    [d2.sub(d0), zero, d2.add(d1), d2.sub(d1), zero, d3.sub(d1)]
+}
+
 /// Transforms weights.
 #[inline(always)]
 pub(crate) fn weights<W: Words>([g0, g1, g2]: [W; TAPS]) -> [W; POINTS] {
@@ -77,6 +87,15 @@ pub(crate) fn output<V: Vector>([m0, m1, m2, m3, m4, m5]: [V; POINTS]) -> [V; OU
         m1.shl(2).add(even).sub(m4.shl(1)),
         m1.shl(3).sub(odd).add(m4).add(times_15(m5)),
     ]
+}
+
+/// The first two of [`output`] from the products at [`NARROW`], which [`narrow_input`] made: the divisors are −1, 2, 2 and 1.
+/// The other two mean nothing.
+#[inline(always)]
+pub(crate) fn narrow_output<V: Vector>([m0, _, m2, m3, _, m5]: [V; POINTS]) -> [V; OUTPUTS] {
+    let first = times_15(m2.add(m3).sub(m0.shl(1)));
+    let second = times_15(m2.sub(m3).add(m5.shl(1)));
+    [first, second, first, second]
 }
 
 /// A row of transformed columns.
@@ -145,6 +164,45 @@ mod tests {
             for (y, row) in sums.into_iter().enumerate() {
                 for (x, sum) in row.into_iter().enumerate() {
                     let taps = (0..9).map(|t| image[y + t / 3][x + t % 3] * kernel[t / 3][t % 3]);
+                    assert_eq!(divide(sum).0[0], taps.sum::<i32>());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn narrow_tiles_are_the_correlation_along_either_axis_and_both() {
+        let d = Dither::new(4, 0, 0, Role::Initial);
+        for round in 0..600 {
+            let words = |k: usize, low: i32, count: u32| -> Portable {
+                [(low + d.below(round * 64 + k, count) as i32) as i16; WORD_LANES]
+            };
+            let image: [[Portable; POINTS]; POINTS] =
+                core::array::from_fn(|y| core::array::from_fn(|x| words(y * POINTS + x, 0, 256)));
+            let kernel: [[Portable; TAPS]; TAPS] =
+                core::array::from_fn(|y| core::array::from_fn(|x| words(40 + y * TAPS + x, -128, 256)));
+            let [narrow_y, narrow_x] = [round % 3 != 0, round % 3 != 1];
+            let u = both_axes(kernel, weights);
+            let along = |narrow: bool, v: [Portable; POINTS]| if narrow { narrow_input(v) } else { input(v) };
+            let columns: [[Portable; POINTS]; POINTS] =
+                core::array::from_fn(|x| along(narrow_y, image.map(|row| row[x])));
+            let products: [[Lanes; POINTS]; POINTS] = core::array::from_fn(|y| {
+                let row = along(narrow_x, row(&columns, y));
+                core::array::from_fn(|x| {
+                    // Products that are not computed may be anything.
+                    let missing =
+                        [(narrow_y, y), (narrow_x, x)].iter().any(|(narrow, p)| *narrow && !NARROW.contains(p));
+                    Lanes::splat(if missing { 77_777 } else { i32::from(row[x][0]) * i32::from(u[y][x][0]) })
+                })
+            });
+            let back = |narrow: bool, m: [Lanes; POINTS]| if narrow { narrow_output(m) } else { output(m) };
+            let columns: [[Lanes; OUTPUTS]; POINTS] =
+                core::array::from_fn(|x| back(narrow_y, products.map(|row| row[x])));
+            for y in 0..if narrow_y { 2 } else { OUTPUTS } {
+                let sums = back(narrow_x, row(&columns, y));
+                for (x, &sum) in sums.iter().take(if narrow_x { 2 } else { OUTPUTS }).enumerate() {
+                    let taps =
+                        (0..9).map(|t| i32::from(image[y + t / 3][x + t % 3][0]) * i32::from(kernel[t / 3][t % 3][0]));
                     assert_eq!(divide(sum).0[0], taps.sum::<i32>());
                 }
             }
