@@ -2,7 +2,7 @@
 
 use super::functions::table;
 use super::prepare::Prepared;
-use super::weights::QuantizedWeights;
+use super::weights::{QuantizedWeights, short_multiplier};
 use super::{Options, QuantizeError, Scales};
 use crate::float::swapped;
 use crate::graph::{FloatOp, Interpolation, ResizeTarget, Window};
@@ -16,6 +16,9 @@ pub struct Emitted {
     /// Numbers of the float network's nodes.
     pub origin: Vec<usize>,
 }
+
+/// The bits of an affine map's multiplier, at least: no value of eight bits is off by more than half a step for them.
+const LEAST_BITS: i32 = 9;
 
 /// What the nodes of a model are made from.
 pub struct Source<'a> {
@@ -59,7 +62,9 @@ pub fn emit(source: &Source) -> Result<Emitted, QuantizeError> {
             }
             FloatOp::Affine { scale, offset } => {
                 let (input, zero) = (exponents[node.inputs[0]], source.zeros[index] * 2f64.powi(out));
-                let constants = scale.iter().zip(offset).map(|(&s, &b)| (f64::from(s), f64::from(b) + zero));
+                let unit = 2f64.powi(input - out);
+                let short = |scale: f32| short_multiplier(f64::from(scale) * unit, element, LEAST_BITS) / unit;
+                let constants = scale.iter().zip(offset).map(|(&s, &b)| (short(s), f64::from(b) + zero));
                 OpSpec::Affine(source.requantization(constants, input, index))
             }
             FloatOp::Depthwise { window, bias, .. } => source.depthwise(index, window, bias)?,

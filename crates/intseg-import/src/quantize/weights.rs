@@ -7,6 +7,16 @@ use intseg_runtime::Element;
 /// Fractions of the largest weight that a channel's steps are tried to end at.
 const SHRINKS: [f64; 9] = [1.0, 0.98, 0.96, 0.94, 0.92, 0.9, 0.87, 0.84, 0.8];
 
+/// The multiplier closest to one at which a whole number times it fits the 24 bits of a float32 while it fits the output:
+/// so what other runtimes compute in floats has nothing to round, and what lies halfway between two integers is found to.
+/// It keeps at least `least_bits` bits.
+pub fn short_multiplier(multiplier: f64, output: Element, least_bits: i32) -> f64 {
+    let bits = if output == Element::I16 { 15 } else { 8 };
+    let size = multiplier.abs().log2().floor().clamp(-200.0, 200.0) as i32 + 1;
+    let grid = 2f64.powi((f32::MANTISSA_DIGITS as i32 - bits).max(least_bits - size));
+    (multiplier * grid).round_ties_even() / grid
+}
+
 /// The bits of a multiplier that a step is held to, at least.
 const LEAST_BITS: i32 = 6;
 
@@ -22,15 +32,10 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// The step closest to one at which a sum times the multiplier fits the 24 bits of a float32 while it fits the output:
-    /// so what other runtimes compute in floats has nothing to round, and what lies halfway between two integers is
-    /// found to. Weights are rounded to that step as well as to any other.
+    /// The step closest to one with a short multiplier. Weights are rounded to it as well as to any other.
     fn nearest(self, step: f64) -> f64 {
-        let bits = if self.element == Element::I16 { 15 } else { 8 };
         let unit = 2f64.powi(self.exponent);
-        let size = (step * unit).log2().floor().clamp(-200.0, 200.0) as i32 + 1;
-        let grid = 2f64.powi((f32::MANTISSA_DIGITS as i32 - bits).max(LEAST_BITS - size));
-        (step * unit * grid).round_ties_even().max(1.0) / grid / unit
+        short_multiplier(step * unit, self.element, LEAST_BITS) / unit
     }
 }
 

@@ -17,8 +17,9 @@ impl Layers<'_> {
     pub(super) fn conv(&mut self, node: &Node, conv: &Conv, input: &str) -> String {
         let mut channels = Channel::all(&conv.requantization);
         let narrow = node.element != Element::I16;
+        // 16 bits run in floats anyway: where those would round, the sums are taken as they are.
         let unfused = self.precision == Precision::Exact
-            || !narrow && channels.iter().any(|channel| channel::is_near_round(channel.scale));
+            || !narrow && channels.iter().any(|channel| !is_exact(channel.scale, channel.bias, node.element));
         let sums = match conv.transposed {
             Some(extra) => self.transposed(node, conv, &channels, extra, input),
             None if unfused => return self.unfused(node, conv, &channels, input),
@@ -115,8 +116,9 @@ impl Layers<'_> {
     /// A multiplier and a bias a channel, both in units of the output; `exponent` is that of the input's units.
     pub(super) fn scaled(&mut self, node: &Node, channels: Vec<(f64, f64)>, exponent: i32, input: &str) -> String {
         let whole: Option<Vec<f32>> = channels.iter().map(|&(scale, bias)| whole_units(scale, bias)).collect();
-        let exact = whole.is_some() && channels.iter().all(|&(scale, _)| is_exact_in_f32(scale, node.element));
-        if !exact && (self.precision == Precision::Exact || matches!(node.op, Op::Product(_))) {
+        let exact = channels.iter().all(|&(scale, bias)| is_exact(scale, bias, node.element));
+        let wanted = self.precision == Precision::Exact || node.element == Element::I16;
+        if !exact && (wanted || matches!(node.op, Op::Product(_))) {
             return self.scaled_in_f64(node, &channels, exponent, input);
         }
         let factors = channels.iter().map(|(scale, _)| scale_f32(scale * power(node.exponent - exponent)));
@@ -168,10 +170,11 @@ fn whole_units(scale: f64, bias: f64) -> Option<f32> {
     (units * scale == bias && units.abs() <= power(23)).then_some(units as f32)
 }
 
-/// Whether every whole number times a multiplier is a 32-bit float while it fits the output.
-fn is_exact_in_f32(multiplier: f64, output: Element) -> bool {
+/// Whether a sum and its bias times a multiplier are 32-bit floats while they fit the output.
+fn is_exact(multiplier: f64, bias: f64, output: Element) -> bool {
     let bits = if output == Element::I16 { 15 } else { 8 };
-    (multiplier * power(f32::MANTISSA_DIGITS as i32 - bits)).fract() == 0.0
+    let short = (multiplier * power(f32::MANTISSA_DIGITS as i32 - bits)).fract() == 0.0;
+    short && whole_units(multiplier, bias).is_some()
 }
 
 fn window(conv: &Conv) -> Vec<Attribute> {
