@@ -73,9 +73,9 @@ pub fn emit(source: &Source) -> Result<Emitted, QuantizeError> {
                 let [a, b] = [node.inputs[0], node.inputs[1]];
                 let unit = 2f64.powi(exponents[a] + exponents[b] - out);
                 let mut requantization = RequantizationSpec::default();
-                scale
-                    .iter()
-                    .for_each(|&scale| push(&mut requantization, fixed(f64::from(scale) * unit, source.zeros[index], element)));
+                scale.iter().for_each(|&scale| {
+                    push(&mut requantization, fixed(f64::from(scale) * unit, source.zeros[index], element))
+                });
                 OpSpec::Product { zero: source.zeros[a] as i32, requantization }
             }
             FloatOp::MaxPool { window, ceil } => OpSpec::MaxPool { geometry: pair(window), ceil: *ceil },

@@ -82,7 +82,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
-            ranges: Ranges::SquaredError,
+            ranges: Ranges::Maximum,
             scales: Scales::Channel,
             rounding: Rounding::Output,
             bias_correction: true,

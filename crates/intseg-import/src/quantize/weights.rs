@@ -116,22 +116,20 @@ mod tests {
     }
 
     #[test]
-    fn sums_that_fit_the_output_times_the_multiplier_are_float32s() {
+    fn sums_that_fit_the_output_times_a_short_multiplier_are_float32s() {
         for (element, largest) in [(Element::U8, 256.0), (Element::I16, 32_768.0)] {
-            for exponent in [-9, -3, 0, 4] {
-                for wanted in [1.2345e-3, 3.3e-3, 0.071] {
-                    let steps = Steps { scales: Scales::Channel, exponent, element };
-                    let multiplier = steps.nearest(wanted) * 2f64.powi(exponent);
-                    assert!((steps.nearest(wanted) / wanted - 1.0).abs() <= 1.0 / 64.0);
-                    // With the fewest bits, sums are exact up to a lower bound.
-                    let bits = multiplier.log2().floor() as i32 + 1;
-                    let bound = largest / 2f64.powi((LEAST_BITS - bits - (24 - largest.log2() as i32)).max(0));
-                    let sum = (bound / multiplier).floor() - 1.0;
-                    for sum in [sum, sum - 1.0, (sum / 3.0).floor()] {
-                        assert_eq!(f64::from((sum * multiplier) as f32), sum * multiplier, "{element:?} {exponent}");
-                    }
+            // At 2^-11 of 8 bits and 2^-4 of 16, six bits are left.
+            for wanted in [5e-4 * largest / 256.0, 3.3e-3 * largest / 256.0, 0.71, -0.071 * largest / 256.0] {
+                let multiplier = short_multiplier(wanted, element, LEAST_BITS);
+                assert!((multiplier / wanted - 1.0).abs() <= 1.0 / 64.0, "{multiplier} {wanted}");
+                let most = (largest / multiplier).trunc();
+                for sum in [most, (most / 3.0).trunc(), (most * 0.77).trunc()] {
+                    assert_eq!(f64::from((sum * multiplier) as f32), sum * multiplier, "{element:?} {wanted}");
                 }
             }
         }
+        // Smaller ones keep their bits.
+        assert!((short_multiplier(1.2345e-5, Element::U8, LEAST_BITS) / 1.2345e-5 - 1.0).abs() <= 1.0 / 64.0);
+        assert_eq!(short_multiplier(0.0, Element::U8, LEAST_BITS), 0.0);
     }
 }
