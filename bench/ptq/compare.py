@@ -3,6 +3,9 @@
     compare.py --data DIR --models DIR --work DIR [--intseg PATH] [--network NAME ...]
 
 --models holds NETWORK.onnx as train.py writes it. The first 32 training images calibrate, all validation images score.
+All tools see the same pixels: intseg, which reads files, gets PNG files of what Pillow decodes. JPEG decoders round chroma
+differently, and that alone can change more classes than quantisation does.
+What ONNX Runtime and OpenVINO answered is kept in --work, and read from there while it is newer than the network.
 mIoU is over the classes that occur, agreement the share of all pixels that have the float network's class. ONNX Runtime
 and OpenVINO are tried with several settings and judged by their best on the validation images, intseg by its only one.
 The first table has a row a network, the second a row a setting, the third what intseg has more than each setting of the
@@ -26,6 +29,7 @@ import onnxruntime
 import openvino
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from PIL import Image
 
 import camvid
 from networks import NETWORKS
@@ -68,7 +72,7 @@ class Score:
 
 
 class Images:
-    """The images of a comparison, and folders of them for a tool that reads files."""
+    """The images of a comparison, and folders of their pixels for a tool that reads files."""
 
     def __init__(self, data, work, calibration):
         self.data, self.work = data, work
@@ -85,8 +89,8 @@ class Images:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for name in getattr(self, split):
-            source = camvid.image_path(self.data, name).resolve()
-            (folder / source.name).symlink_to(source)
+            pixels = camvid.read_image(camvid.image_path(self.data, name))
+            Image.fromarray(pixels).save(folder / f"{name}.png", compress_level=1)
         return folder
 
 
@@ -163,6 +167,15 @@ def by_openvino(model, images, threads):
         yield setting, class_maps(openvino_scores(quantised, threads), images), seconds
 
 
+def kept(file, model, answers):
+    """Settings, class maps and seconds from a file that is newer than the model, or computed and written to it."""
+    if not file.exists() or file.stat().st_mtime < model.stat().st_mtime:
+        settings, maps, seconds = zip(*answers, strict=True)
+        np.savez_compressed(file, settings=settings, maps=np.stack([np.stack(some) for some in maps]), seconds=seconds)
+    with np.load(file) as found:
+        yield from zip(found["settings"].tolist(), found["maps"], found["seconds"].tolist(), strict=True)
+
+
 def by_intseg(command, options, model, images):
     """Masks of the binary; nothing, and a message, where it is missing or cannot import."""
     binary = shutil.which(command) if command else None
@@ -214,9 +227,13 @@ def compared(model, images, options):
     """The float network's mIoU and the scores of everything made from it."""
     truths = images.truths()
     reference = class_maps(ort_scores(model, options.threads), images)
+
+    def file(tool):
+        return images.work / f"{model.stem}.{tool}-{options.calibration}.npz"
+
     tools = {
-        "ONNX Runtime": by_ort(model, images, options.threads),
-        "OpenVINO": by_openvino(model, images, options.threads),
+        "ONNX Runtime": kept(file("ort"), model, by_ort(model, images, options.threads)),
+        "OpenVINO": kept(file("openvino"), model, by_openvino(model, images, options.threads)),
         "intseg": by_intseg(options.intseg, shlex.split(options.import_options), model, images),
     }
     scores = []

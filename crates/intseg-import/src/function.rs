@@ -48,6 +48,15 @@ impl Function {
         }
     }
 
+    /// What none of its values is beyond.
+    pub fn bounds(self) -> [f64; 2] {
+        let highest = match self {
+            Function::HardSigmoid { .. } | Function::Sigmoid => 1.0,
+            Function::HardSwish | Function::Silu | Function::LeakyRelu { .. } => f64::INFINITY,
+        };
+        [self.lowest().unwrap_or(f64::NEG_INFINITY), highest]
+    }
+
     /// Its smallest value, where that is not far below 0: what is added to make it unsigned.
     pub fn lowest(self) -> Option<f64> {
         match self {
@@ -74,6 +83,8 @@ mod tests {
             let lowest = values.fold(f64::INFINITY, f64::min);
             let said = function.lowest().unwrap();
             assert!((0.0..1e-4).contains(&(lowest - said)), "{function:?}: {lowest} {said}");
+            assert_eq!(function.bounds()[0], said);
+            assert!((function.at(1e9) - function.bounds()[1]).abs() < 1e-9 || function.at(1e9) > 1e8, "{function:?}");
             if let Some([low, high]) = function.domain() {
                 let same = |end: f32, beyond: f64| (function.at(end.into()) - function.at(beyond)).abs() < 1e-6;
                 assert!(same(low, -100.0) && (high == f32::INFINITY || same(high, 100.0)), "{function:?}");

@@ -46,8 +46,8 @@ pub struct Import {
     /// How the network expects images
     #[arg(long, value_enum, default_value_t = Normalize::Imagenet)]
     normalize: Normalize,
-    /// The range of activations: mse, max, or a percentile such as 99.99
-    #[arg(long, value_name = "mse|max|PERCENT", default_value = "mse", value_parser = ranges)]
+    /// The range of activations: max, mse, or a percentile such as 99.99
+    #[arg(long, value_name = "max|mse|PERCENT", default_value = "max", value_parser = ranges)]
     ranges: Ranges,
     /// Multipliers of the model
     #[arg(long, value_enum, default_value_t = Multipliers::Channel)]

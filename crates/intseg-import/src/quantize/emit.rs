@@ -2,7 +2,7 @@
 
 use super::functions::table;
 use super::prepare::Prepared;
-use super::weights::QuantizedWeights;
+use super::weights::{QuantizedWeights, short_multiplier};
 use super::{Options, QuantizeError, Scales};
 use crate::float::swapped;
 use crate::graph::{FloatOp, Interpolation, ResizeTarget, Window};
@@ -16,6 +16,9 @@ pub struct Emitted {
     /// Numbers of the float network's nodes.
     pub origin: Vec<usize>,
 }
+
+/// The bits of an affine map's multiplier, at least: no value of eight bits is off by more than half a step for them.
+const LEAST_BITS: i32 = 9;
 
 /// What the nodes of a model are made from.
 pub struct Source<'a> {
@@ -59,8 +62,10 @@ pub fn emit(source: &Source) -> Result<Emitted, QuantizeError> {
             }
             FloatOp::Affine { scale, offset } => {
                 let (input, zero) = (exponents[node.inputs[0]], source.zeros[index] * 2f64.powi(out));
-                let constants = scale.iter().zip(offset).map(|(&s, &b)| (f64::from(s), f64::from(b) + zero));
-                OpSpec::Affine(source.requantization(constants, input, out))
+                let unit = 2f64.powi(input - out);
+                let short = |scale: f32| short_multiplier(f64::from(scale) * unit, element, LEAST_BITS) / unit;
+                let constants = scale.iter().zip(offset).map(|(&s, &b)| (short(s), f64::from(b) + zero));
+                OpSpec::Affine(source.requantization(constants, input, index))
             }
             FloatOp::Depthwise { window, bias, .. } => source.depthwise(index, window, bias)?,
             FloatOp::Function { .. } => OpSpec::Table(table(scaled, index, exponents, source.zeros)),
@@ -68,9 +73,9 @@ pub fn emit(source: &Source) -> Result<Emitted, QuantizeError> {
                 let [a, b] = [node.inputs[0], node.inputs[1]];
                 let unit = 2f64.powi(exponents[a] + exponents[b] - out);
                 let mut requantization = RequantizationSpec::default();
-                scale
-                    .iter()
-                    .for_each(|&scale| push(&mut requantization, fixed(f64::from(scale) * unit, source.zeros[index])));
+                scale.iter().for_each(|&scale| {
+                    push(&mut requantization, fixed(f64::from(scale) * unit, source.zeros[index], element))
+                });
                 OpSpec::Product { zero: source.zeros[a] as i32, requantization }
             }
             FloatOp::MaxPool { window, ceil } => OpSpec::MaxPool { geometry: pair(window), ceil: *ceil },
@@ -181,15 +186,21 @@ impl Source<'_> {
             let added = self.zeros[index] * 2f64.powi(to);
             (step, f64::from(bias) + correction + added - taken_back)
         });
-        self.requantization(constants, from, to)
+        self.requantization(constants, from, index)
     }
 
-    /// The constants that turn sums in units of `step · 2^from`, and a bias, into units of `2^to`.
-    fn requantization(&self, constants: impl Iterator<Item = (f64, f64)>, from: i32, to: i32) -> RequantizationSpec {
+    /// The constants that turn sums in units of `step · 2^from`, and a bias, into units of a node's output.
+    fn requantization(
+        &self,
+        constants: impl Iterator<Item = (f64, f64)>,
+        from: i32,
+        index: usize,
+    ) -> RequantizationSpec {
+        let (to, element) = (self.exponents[index], self.scaled.elements[index]);
         let mut spec = RequantizationSpec::default();
         for (step, bias) in constants {
             let constants = match self.options.scales {
-                Scales::Channel => fixed(step * 2f64.powi(from - to), bias / 2f64.powi(to)),
+                Scales::Channel => fixed(step * 2f64.powi(from - to), bias / 2f64.powi(to), element),
                 Scales::PowerOfTwo => power_of_two(step * 2f64.powi(from - to), bias / 2f64.powi(to)),
             };
             push(&mut spec, constants);
@@ -214,7 +225,7 @@ fn exponent_of(steps: &[f64]) -> i32 {
 /// The multiplier has 24 bits, as many as a float32's, and the bias is a whole number of sums where a sum is a small
 /// part of an output's step: so a runtime whose scales are float32 and whose biases are added to the sums computes the
 /// same.
-fn fixed(scale: f64, offset: f64) -> (i32, i64, u8) {
+fn fixed(scale: f64, offset: f64, element: Element) -> (i32, i64, u8) {
     let bits = |v: f64| v.abs().log2().floor().clamp(-1000.0, 1000.0) as i32 + 1;
     let shift = (24 - bits(scale)).min(60 - bits(offset)).clamp(0, 62);
     let unit = 2f64.powi(shift);
@@ -222,12 +233,16 @@ fn fixed(scale: f64, offset: f64) -> (i32, i64, u8) {
     let limit = 2f64.powi(61);
     let bias = (offset * unit).round_ties_even().clamp(-limit, limit);
     let whole = (offset * unit / multiplier).round_ties_even();
-    let bias = if scale.abs() < SMALL && whole.abs() < LARGEST_BIAS { whole * multiplier } else { bias };
+    let bias = if scale.abs() < small(element) && whole.abs() < LARGEST_BIAS { whole * multiplier } else { bias };
     (multiplier as i32, bias as i64, shift as u8)
 }
 
-/// The share of an output's step that a sum may be for biases to be rounded to sums.
-const SMALL: f64 = 1.0 / 16.0;
+/// The share of an output's step that a sum may be for biases to be rounded to sums: a sixteenth of one of eight bits,
+/// and as much in the steps of 16 bits, which are finer.
+fn small(element: Element) -> f64 {
+    if element == Element::I16 { 8.0 } else { 1.0 / 16.0 }
+}
+
 /// The largest bias in sums, which other runtimes hold in 32 bits.
 const LARGEST_BIAS: f64 = (1u64 << 30) as f64;
 
@@ -249,12 +264,12 @@ mod tests {
     fn constants_are_the_real_map_within_their_bits() {
         for scale in [1.0, 3e-9, -0.37, 1234.5, 0.0] {
             for offset in [0.0, 1.0, -77.25, 3e4, 1e-7] {
-                let (m, b, s) = fixed(scale, offset);
+                let (m, b, s) = fixed(scale, offset, Element::U8);
                 for sum in [-70_000.0, -1.0, 0.0, 9.0, 123_456.0] {
                     let got = (sum * f64::from(m) + b as f64) / 2f64.powi(s.into());
                     let want = sum * scale + offset;
                     // Half a sum of the bias, and 24 bits of the multiplier.
-                    let allowed = if scale.abs() < SMALL { 0.5001 * scale.abs() } else { 0.0 };
+                    let allowed = if scale.abs() < small(Element::U8) { 0.5001 * scale.abs() } else { 0.0 };
                     assert!(
                         (got - want).abs() < 1e-6 * want.abs().max(1.0) + allowed,
                         "{scale} {offset}: {got} {want}"
@@ -265,7 +280,7 @@ mod tests {
         for (scale, offset) in
             [(1e300, 0.0), (0.0, 1e300), (f64::INFINITY, f64::INFINITY), (f64::NAN, 1.0), (1e-300, -1e300)]
         {
-            for (_, b, s) in [fixed(scale, offset), power_of_two(scale, offset)] {
+            for (_, b, s) in [fixed(scale, offset, Element::I16), power_of_two(scale, offset)] {
                 assert!(s <= 62 && b.unsigned_abs() <= 1 << 61, "{scale} {offset}");
             }
         }

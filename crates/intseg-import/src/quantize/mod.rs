@@ -30,7 +30,7 @@ use intseg_runtime::writer::ModelSpec;
 use prepare::Prepared;
 use rayon::prelude::*;
 use scales::Factors;
-use weights::QuantizedWeights;
+use weights::{QuantizedWeights, Steps};
 
 /// Images whose means biases are corrected by: their maps are in memory together.
 const CORRECTED: usize = 8;
@@ -82,7 +82,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Options {
-            ranges: Ranges::SquaredError,
+            ranges: Ranges::Maximum,
             scales: Scales::Channel,
             rounding: Rounding::Output,
             bias_correction: true,
@@ -202,9 +202,12 @@ pub fn quantize_with(
         Rounding::Output => rounding::covariances(&scaled.graph, &some, &mut |done| observe(passes + done, total))?,
         Rounding::Nearest => scaled.graph.nodes.iter().map(|_| None).collect(),
     };
-    let weights: Vec<Option<QuantizedWeights>> = (scaled.graph.nodes.par_iter().zip(&covariances))
-        .map(|(node, covariance)| {
-            let mut weights = QuantizedWeights::new(node, options.scales)?;
+    let weights: Vec<Option<QuantizedWeights>> = (scaled.graph.nodes.par_iter().zip(&covariances).enumerate())
+        .map(|(index, (node, covariance))| {
+            let from = node.inputs.first().map_or(0, |&input| exponents[input]);
+            let element = scaled.elements[index];
+            let steps = Steps { scales: options.scales, exponent: from - exponents[index], element };
+            let mut weights = QuantizedWeights::new(node, steps)?;
             if let Some(covariance) = covariance {
                 covariance.round(node, &mut weights);
             }

@@ -185,8 +185,12 @@ impl Covariance {
 mod tests {
     use super::*;
     use crate::quantize::Scales;
+    use crate::quantize::weights::Steps;
     use intseg::tensor::Shape;
     use intseg_kernels::{Dither, Role};
+    use intseg_runtime::Element;
+
+    const STEPS: Steps = Steps { scales: Scales::Channel, exponent: 0, element: Element::U8 };
 
     /// A 3×3 convolution and a smooth map for it.
     fn case() -> (FloatNode, Map) {
@@ -222,7 +226,7 @@ mod tests {
     #[test]
     fn weights_rounded_together_change_their_layers_output_less() {
         let (node, map) = case();
-        let plain = QuantizedWeights::new(&node, Scales::Channel).unwrap();
+        let plain = QuantizedWeights::new(&node, STEPS).unwrap();
         let mut covariance = Covariance::of(&node).unwrap();
         covariance.add(&map);
         let mut together = plain.clone();
@@ -236,7 +240,7 @@ mod tests {
     #[test]
     fn channels_that_hardly_vary_spoil_nothing() {
         let (node, map) = case();
-        let plain = QuantizedWeights::new(&node, Scales::Channel).unwrap();
+        let plain = QuantizedWeights::new(&node, STEPS).unwrap();
         let (mut covariance, mut maps) = (Covariance::of(&node).unwrap(), Vec::new());
         for image in 0..3 {
             let mut map = map.clone();
@@ -259,7 +263,7 @@ mod tests {
     fn inputs_that_do_not_vary_are_rounded_one_by_one() {
         let (node, mut map) = case();
         map.data.fill(0.0);
-        let plain = QuantizedWeights::new(&node, Scales::Channel).unwrap();
+        let plain = QuantizedWeights::new(&node, STEPS).unwrap();
         let mut covariance = Covariance::of(&node).unwrap();
         covariance.add(&map);
         let mut together = plain.clone();

@@ -2,10 +2,13 @@
 
 use super::QuantizeError;
 use crate::float;
-use crate::graph::FloatGraph;
+use crate::graph::{FloatGraph, FloatNode, FloatOp};
 use intseg::data::image::Rgb;
 use intseg_reference::Map;
 use rayon::prelude::*;
+
+/// Values of a channel that are enough to have seen how far it reaches.
+const ENOUGH: f64 = 65_536.0;
 
 /// Extremes of each channel of a node's output.
 #[derive(Clone, Debug)]
@@ -14,12 +17,23 @@ pub struct Channels {
     low: Vec<f32>,
     /// The largest value, at least 0.
     high: Vec<f32>,
+    sums: Vec<f64>,
+    /// Values of a channel.
+    count: usize,
+    /// What no value can be beyond.
+    bounds: [f64; 2],
     finite: bool,
 }
 
 impl Channels {
-    fn new(channels: usize) -> Self {
-        Channels { low: vec![0.0; channels], high: vec![0.0; channels], finite: true }
+    fn new(channels: usize, node: &FloatNode) -> Self {
+        let bounds = match node.op {
+            FloatOp::Clip { low, high } => [low.into(), high.into()],
+            FloatOp::Function { function, .. } => function.bounds(),
+            _ => [f64::NEG_INFINITY, f64::INFINITY],
+        };
+        let zeros = vec![0.0; channels];
+        Channels { low: zeros.clone(), high: zeros, sums: vec![0.0; channels], count: 0, bounds, finite: true }
     }
 
     fn add(&mut self, map: &Map) {
@@ -28,7 +42,9 @@ impl Channels {
             for (k, &v) in pixel.iter().enumerate() {
                 self.low[k] = self.low[k].min(v);
                 self.high[k] = self.high[k].max(v);
+                self.sums[k] += f64::from(v);
             }
+            self.count += 1;
         }
         self.finite &= map.data.iter().all(|v| v.is_finite());
     }
@@ -37,18 +53,37 @@ impl Channels {
         for k in 0..self.low.len() {
             self.low[k] = self.low[k].min(other.low[k]);
             self.high[k] = self.high[k].max(other.high[k]);
+            self.sums[k] += other.sums[k];
         }
+        self.count += other.count;
         self.finite &= other.finite;
+    }
+
+    /// Whether so few values were seen that others will lie beyond them: behind global pooling there is one an image.
+    pub fn are_few(&self) -> bool {
+        (self.count as f64) < ENOUGH
+    }
+
+    /// How far a channel is expected to reach of what it was seen to. The largest of n values of a normal distribution is
+    /// about √(2 ln n) deviations from its mean.
+    fn expected(&self, k: usize, seen: f32) -> f64 {
+        // Nothing below 0 is seen of what cannot be.
+        if seen == 0.0 || !self.are_few() {
+            return seen.into();
+        }
+        let (count, mean) = (self.count.max(2) as f64, self.sums[k] / self.count.max(1) as f64);
+        let further = mean + (f64::from(seen) - mean) * (ENOUGH.ln() / count.ln()).sqrt();
+        further.max(self.bounds[0]).min(self.bounds[1])
     }
 
     /// How far a channel goes below 0.
     pub fn below_zero(&self, k: usize) -> f64 {
-        f64::from(-self.low[k])
+        -self.expected(k, self.low[k])
     }
 
     /// A channel's largest magnitude.
     pub fn magnitude(&self, k: usize) -> f64 {
-        f64::from(self.high[k].max(-self.low[k]))
+        self.expected(k, self.high[k]).max(self.below_zero(k))
     }
 }
 
@@ -127,7 +162,7 @@ pub fn channels(
     counts: &[usize],
     observe: &mut dyn FnMut(usize),
 ) -> Result<Vec<Channels>, QuantizeError> {
-    let empty = || counts.iter().map(|&count| Channels::new(count)).collect::<Vec<_>>();
+    let empty = || counts.iter().zip(&graph.nodes).map(|(&count, node)| Channels::new(count, node)).collect::<Vec<_>>();
     let one = |image: &Rgb| {
         let mut all = empty();
         float::run(graph, image, |index, map| all[index].add(map))?;
@@ -189,4 +224,30 @@ fn merged<T: Send>(
         observe(done);
     }
     Ok(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use intseg::tensor::Shape;
+
+    fn seen(op: FloatOp, values: impl Iterator<Item = f32>) -> Channels {
+        let mut channels = Channels::new(1, &FloatNode { name: String::new(), op, inputs: vec![] });
+        let data: Vec<f32> = values.collect();
+        channels.add(&Map { shape: Shape::new(1, 1, data.len(), 1), data });
+        channels
+    }
+
+    #[test]
+    fn of_few_values_a_range_reaches_further_than_they_do_and_of_many_it_does_not() {
+        // Sixteen values: twice as far from their mean as they were seen to be.
+        let few = || (0..16).map(|i| if i % 2 == 0 { 3.0 } else { 5.0 });
+        assert!((seen(FloatOp::Add, few()).magnitude(0) - 6.0).abs() < 1e-9);
+        assert_eq!(seen(FloatOp::Add, few()).below_zero(0), 0.0);
+        assert_eq!(seen(FloatOp::Clip { low: 0.0, high: 5.5 }, few()).magnitude(0), 5.5);
+        let many = seen(FloatOp::Add, (0..1 << 16).map(|i| if i % 2 == 0 { 3.0 } else { 5.0 }));
+        assert_eq!((many.magnitude(0), many.are_few()), (5.0, false));
+        let signed = seen(FloatOp::Add, (0..16).map(|i| if i % 2 == 0 { -1.0 } else { 1.0 }));
+        assert!((signed.below_zero(0) - 2.0).abs() < 1e-9);
+    }
 }

@@ -1,12 +1,13 @@
 //! Convolutions and affine maps: operators with constants of their own.
 
-use super::Precision;
 use super::graph::{Values, int, ints};
 use super::layers::{Layers, part};
+use super::{Precision, scale};
 use crate::export::channel::{self, Channel, scale_f32};
 use crate::export::power;
 use crate::onnx::proto::Attribute;
-use intseg_runtime::{Conv, Element, Node, Requantization};
+use crate::onnx::tensor as element;
+use intseg_runtime::{Conv, Element, Node, Op, Requantization};
 
 /// Biases of unfused convolutions beyond this many output units are saturated anyway.
 const LARGEST_BIAS: i32 = 20;
@@ -16,8 +17,9 @@ impl Layers<'_> {
     pub(super) fn conv(&mut self, node: &Node, conv: &Conv, input: &str) -> String {
         let mut channels = Channel::all(&conv.requantization);
         let narrow = node.element != Element::I16;
+        // 16 bits run in floats anyway: where those would round, the sums are taken as they are.
         let unfused = self.precision == Precision::Exact
-            || !narrow && channels.iter().any(|channel| channel::is_near_round(channel.scale));
+            || !narrow && channels.iter().any(|channel| !is_exact(channel.scale, channel.bias, node.element));
         let sums = match conv.transposed {
             Some(extra) => self.transposed(node, conv, &channels, extra, input),
             None if unfused => return self.unfused(node, conv, &channels, input),
@@ -113,19 +115,66 @@ impl Layers<'_> {
 
     /// A multiplier and a bias a channel, both in units of the output; `exponent` is that of the input's units.
     pub(super) fn scaled(&mut self, node: &Node, channels: Vec<(f64, f64)>, exponent: i32, input: &str) -> String {
-        let (factors, offsets): (Vec<f32>, Vec<f32>) = channels
-            .into_iter()
-            .map(|(scale, bias)| {
-                (scale_f32(scale * power(node.exponent - exponent)), (bias * power(node.exponent)) as f32)
-            })
-            .unzip();
-        let shape = [1, factors.len(), 1, 1];
-        let factors = self.builder.constant(&part(node, "factors"), &shape, Values::F32(factors));
-        let offsets = self.builder.constant(&part(node, "offsets"), &shape, Values::F32(offsets));
-        let scaled = self.builder.node("Mul", &part(node, "scaled"), &[input, &factors], vec![]);
-        let moved = self.builder.node("Add", &part(node, "affine"), &[&scaled, &offsets], vec![]);
-        self.rectified(node, moved)
+        let whole: Option<Vec<f32>> = channels.iter().map(|&(scale, bias)| whole_units(scale, bias)).collect();
+        let exact = channels.iter().all(|&(scale, bias)| is_exact(scale, bias, node.element));
+        let wanted = self.precision == Precision::Exact || node.element == Element::I16;
+        if !exact && (wanted || matches!(node.op, Op::Product(_))) {
+            return self.scaled_in_f64(node, &channels, exponent, input);
+        }
+        let factors = channels.iter().map(|(scale, _)| scale_f32(scale * power(node.exponent - exponent)));
+        // Whole units of the input are added to it, which is exact, and leave one rounding.
+        let offsets = match &whole {
+            Some(whole) => whole.iter().map(|&units| units * power(exponent) as f32).collect(),
+            None => channels.iter().map(|(_, bias)| (bias * power(node.exponent)) as f32).collect(),
+        };
+        let factors = self.of_channels(node, "factors", Values::F32(factors.collect()), channels.len());
+        let offsets = self.of_channels(node, "offsets", Values::F32(offsets), channels.len());
+        let steps = [("Mul", "scaled", factors), ("Add", "moved", offsets)];
+        let order = if whole.is_some() { [1, 0] } else { [0, 1] };
+        let result = order.into_iter().fold(input.to_owned(), |value, step| {
+            let (operator, name, constant) = &steps[step];
+            self.builder.node(operator, &part(node, name), &[&value, constant], vec![])
+        });
+        self.rectified(node, result)
     }
+
+    /// As [`Self::scaled`], and rounded, in 64-bit floats: they hold a sum times a multiplier of 24 bits.
+    fn scaled_in_f64(&mut self, node: &Node, channels: &[(f64, f64)], exponent: i32, input: &str) -> String {
+        let (factors, offsets): (Vec<f64>, Vec<f64>) =
+            channels.iter().map(|(scale, bias)| (scale * power(-exponent), *bias)).unzip();
+        let factors = self.of_channels(node, "factors", Values::F64(factors), channels.len());
+        let offsets = self.of_channels(node, "offsets", Values::F64(offsets), channels.len());
+        let to = |element: i32| vec![int("to", element.into())];
+        let step = scale(self.builder, node.exponent);
+        let mut then = |operator: &str, name: &str, inputs: &[&str], settings: Vec<Attribute>| {
+            self.builder.node(operator, &part(node, name), inputs, settings)
+        };
+        let wide = then("Cast", "wide", &[input], to(element::DOUBLE));
+        let scaled = then("Mul", "scaled", &[&wide, &factors], vec![]);
+        let moved = then("Add", "moved", &[&scaled, &offsets], vec![]);
+        let rounded = then("Round", "rounded", &[&moved], vec![]);
+        let narrow = then("Cast", "narrow", &[&rounded], to(element::FLOAT));
+        let result = then("Mul", "units", &[&narrow, &step], vec![]);
+        self.rectified(node, result)
+    }
+
+    /// A constant of one value a channel.
+    fn of_channels(&mut self, node: &Node, name: &str, values: Values, channels: usize) -> String {
+        self.builder.constant(&part(node, name), &[1, channels, 1, 1], values)
+    }
+}
+
+/// A bias in units of what is scaled, if it is a whole number of them that sums of 24 bits leave room for.
+fn whole_units(scale: f64, bias: f64) -> Option<f32> {
+    let units = (bias / scale).round_ties_even();
+    (units * scale == bias && units.abs() <= power(23)).then_some(units as f32)
+}
+
+/// Whether a sum and its bias times a multiplier are 32-bit floats while they fit the output.
+fn is_exact(multiplier: f64, bias: f64, output: Element) -> bool {
+    let bits = if output == Element::I16 { 15 } else { 8 };
+    let short = (multiplier * power(f32::MANTISSA_DIGITS as i32 - bits)).fract() == 0.0;
+    short && whole_units(multiplier, bias).is_some()
 }
 
 fn window(conv: &Conv) -> Vec<Attribute> {
