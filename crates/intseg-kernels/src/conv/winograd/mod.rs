@@ -7,7 +7,8 @@
 //! had again exactly. So whether a convolution takes this way is a question of time alone.
 //!
 //! Weights are transformed anew in each run, from their packed form: that costs little beside their products and saves
-//! eight times their size. Dilated convolutions are tiles over every `dilation`-th pixel.
+//! eight times their size. Dilated convolutions are tiles over every `dilation`-th pixel. Where a map's phases are no
+//! multiples of four, tiles with one or two outputs along an axis need four of its points: they are classes of their own.
 
 mod loops;
 mod transform;
@@ -174,15 +175,18 @@ impl Tiling {
     fn new<K: Multiply>(plan: &Convolution, threads: usize) -> Self {
         let ([.., c], [.., target]) = (plan.source(), plan.target());
         let axes = [Axis::new(plan, 0), Axis::new(plan, 1)];
-        let class = |narrow: [bool; 2]| {
-            let [rows, columns] = [0, 1].map(|k| match (narrow[k], axes[k].wide()) {
-                (false, wide) => [0, wide],
-                (true, wide) => [wide, axes[k].len()],
-            });
-            let tiles = plan.geometry.batch * (rows[1] - rows[0]) * (columns[1] - columns[0]);
-            Class { rows, columns, tiles, groups: tiles.div_ceil(K::MR), narrow }
+        // So many tiles from the first on are wide along each axis.
+        let cut = |wide: [usize; 2]| {
+            [[false, false], [true, false], [false, true], [true, true]].map(|narrow| {
+                let [rows, columns] = [0, 1].map(|k| if narrow[k] { [wide[k], axes[k].len()] } else { [0, wide[k]] });
+                let tiles = plan.geometry.batch * (rows[1] - rows[0]) * (columns[1] - columns[0]);
+                Class { rows, columns, tiles, groups: tiles.div_ceil(K::MR), narrow }
+            })
         };
-        let classes = [[false, false], [true, false], [false, true], [true, true]].map(class);
+        let work = |classes: &[Class]| classes.iter().map(|class| class.tiles * class.products()).sum::<usize>();
+        let [one, several] = [cut([0, 1].map(|k| axes[k].len())), cut([0, 1].map(|k| axes[k].wide()))];
+        // Classes end with groups that are not full, and make work harder to share: that has to be worth it.
+        let classes = if 10 * work(&several) < 9 * work(&one) { several } else { one };
         let groups = classes.iter().map(|class| class.groups).sum::<usize>();
         let lines = c.div_ceil(WORD_LANES);
         let group_bytes = PRODUCTS * lines * K::MR * 64;
