@@ -114,6 +114,19 @@ impl<'a, T> Disjoint<'a, T> {
         self.len
     }
 
+    /// Has the cache line of an element fetched, where there is one and the processor can be asked to.
+    #[inline(always)]
+    pub(crate) fn fetch(&self, at: usize) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: SSE is part of every x86-64, and an address that is only fetched may lie anywhere.
+        unsafe {
+            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(self.start.wrapping_add(at).cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = at;
+    }
+
     /// The elements `from..to`.
     ///
     /// # Safety
