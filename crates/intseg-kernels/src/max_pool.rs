@@ -89,6 +89,13 @@ impl MaxPool {
         let (taps_y, start_y) = self.window(0, y);
         for (x, out) in out.chunks_exact_mut(c).enumerate() {
             let (taps_x, start_x) = self.window(1, x);
+            if self.kernel == [2; 2] && taps_y == (0..2) && taps_x == (0..2) && !winner.is_empty() {
+                let at = (start_y as usize * self.input[1] + start_x as usize) * c;
+                let below = at + self.input[1] * c;
+                let rows = [&image[at..][..2 * c], &image[below..][..2 * c]];
+                largest_of_four(out, &mut winner[x * c..][..c], rows);
+                continue;
+            }
             let mut first = true;
             for ky in taps_y.clone() {
                 for kx in taps_x.clone() {
@@ -170,6 +177,21 @@ impl MaxPool {
                 }
             }
         }
+    }
+}
+
+/// The maxima of a whole 2 × 2 window, of which `rows` are two pixels each.
+#[inline(always)]
+fn largest_of_four<T: Copy + Ord>(out: &mut [T], winner: &mut [u8], rows: [&[T]; 2]) {
+    let c = out.len();
+    let ([a, b], [d, e]) = ([&rows[0][..c], &rows[0][c..][..c]], [&rows[1][..c], &rows[1][c..][..c]]);
+    let winner = &mut winner[..c];
+    for i in 0..c {
+        let (upper, lower) = (a[i].max(b[i]), d[i].max(e[i]));
+        let upper_tap = u8::from(b[i] > a[i]);
+        let lower_tap = 2 + u8::from(e[i] > d[i]);
+        winner[i] = if lower > upper { lower_tap } else { upper_tap };
+        out[i] = upper.max(lower);
     }
 }
 

@@ -3,6 +3,8 @@
 //! The crate owns no threads. A host hands in a pool that was created once; a device hands in [`Inline`].
 
 use core::marker::PhantomData;
+use core::ptr::{from_ref, null_mut};
+use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 /// A fixed set of worker threads.
 pub trait Pool: Sync {
@@ -25,6 +27,64 @@ impl Pool for Inline {
 
     fn run(&self, tasks: usize, task: &(dyn Fn(usize, usize) + Sync)) {
         (0..tasks).for_each(|index| task(index, 0));
+    }
+}
+
+/// What [`Pool::run`] is called with.
+pub type Task<'a> = &'a (dyn Fn(usize, usize) + Sync);
+
+/// Lends a task to other threads for the time of a call: the one thing that a host which owns threads could not do
+/// safely by itself.
+#[derive(Default)]
+pub struct Loan {
+    /// Where the lender keeps the task, null when none is lent.
+    task: AtomicPtr<()>,
+    borrowers: AtomicUsize,
+}
+
+impl Loan {
+    /// Lends `task` while `work` runs, then takes it back: waits, calling `pause` over and over, until nobody has it.
+    ///
+    /// # Panics
+    /// When another task is lent.
+    pub fn lend(&self, task: Task, work: impl FnOnce(), pause: impl FnMut()) {
+        let place = from_ref(&task).cast_mut().cast();
+        let lent = self.task.compare_exchange(null_mut(), place, Ordering::SeqCst, Ordering::SeqCst);
+        assert!(lent.is_ok(), "one task is lent at a time");
+        // Also when `work` panics: borrowers would be left with a task that is gone.
+        let _back = TakeBack(self, pause);
+        work();
+    }
+
+    /// Calls `work` with the task that is lent, if one is.
+    pub fn borrow(&self, work: impl FnOnce(Task)) {
+        // Announced before looking, as a lender takes away before it looks for borrowers: one sees the other.
+        self.borrowers.fetch_add(1, Ordering::SeqCst);
+        let _back = GiveBack(self);
+        let task = self.task.load(Ordering::SeqCst).cast::<Task>();
+        if !task.is_null() {
+            // SAFETY: `lend` returns, and what it points to goes, only once there is no borrower; this is one.
+            work(unsafe { *task });
+        }
+    }
+}
+
+struct TakeBack<'a, F: FnMut()>(&'a Loan, F);
+
+impl<F: FnMut()> Drop for TakeBack<'_, F> {
+    fn drop(&mut self) {
+        self.0.task.store(null_mut(), Ordering::SeqCst);
+        while self.0.borrowers.load(Ordering::SeqCst) > 0 {
+            (self.1)();
+        }
+    }
+}
+
+struct GiveBack<'a>(&'a Loan);
+
+impl Drop for GiveBack<'_> {
+    fn drop(&mut self) {
+        self.0.borrowers.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -52,6 +112,19 @@ impl<'a, T> Disjoint<'a, T> {
     /// The number of elements.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Has the cache line of an element fetched, where there is one and the processor can be asked to.
+    #[inline(always)]
+    pub(crate) fn fetch(&self, at: usize) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: SSE is part of every x86-64, and an address that is only fetched may lie anywhere.
+        unsafe {
+            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(self.start.wrapping_add(at).cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = at;
     }
 
     /// The elements `from..to`.
@@ -121,6 +194,38 @@ pub fn for_each_piece_with<T: Send, S: Send>(
 mod tests {
     use super::*;
     use std::vec;
+
+    #[test]
+    fn a_task_is_borrowed_only_while_it_is_lent() {
+        let (loan, stop) = (Loan::default(), AtomicUsize::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while stop.load(Ordering::Relaxed) == 0 {
+                        loan.borrow(|task| task(1, 0));
+                        // Out of it for a while, as the lender waits for.
+                        std::thread::yield_now();
+                    }
+                });
+            }
+            for round in 0..200 {
+                let (alive, calls) = (AtomicUsize::new(round), AtomicUsize::new(0));
+                let task = |add: usize, _: usize| {
+                    assert_eq!(alive.load(Ordering::Relaxed), round);
+                    calls.fetch_add(add, Ordering::Relaxed);
+                };
+                let borrowed = || {
+                    while calls.load(Ordering::Relaxed) == 0 {
+                        std::thread::yield_now();
+                    }
+                };
+                loan.lend(&task, borrowed, std::thread::yield_now);
+                alive.store(usize::MAX, Ordering::Relaxed);
+            }
+            stop.store(1, Ordering::Relaxed);
+        });
+        loan.borrow(|_| panic!("nothing is lent"));
+    }
 
     #[test]
     fn every_piece_is_visited_once() {

@@ -58,37 +58,77 @@ pub fn update<G: Sum>(
     momentum: &mut [i32],
     gradient: &[G],
     u: &Update,
-    [gradient_dither, dither]: [Dither; 2],
+    dithers: [Dither; 2],
 ) -> usize {
     assert!(master.len() == momentum.len() && master.len() == gradient.len(), "lengths");
     let outside = AtomicUsize::new(0);
     let momentum = Disjoint::new(momentum);
-    let constants = Constants::new(u);
-    let (gradient_dither, dither) = (gradient_dither.over(u.gradient_shift), dither.over(8 + u.coarse));
+    let rule = Rule::new(u, dithers);
     for_each_piece(ctx.pool, master, PIECE, |piece, master, _| {
         let from = piece * PIECE;
         // SAFETY: the same range of indices as the piece of masters, which is this task's alone.
         let momentum = unsafe { momentum.piece(from, from + master.len()) };
         let gradient = &gradient[from..][..master.len()];
-        let first = u.first + from;
         let count = ctx.isa.vectorize(
             #[inline(always)]
-            || {
-                let mut count = 0;
-                for (i, ((w, v), &g)) in master.iter_mut().zip(momentum).zip(gradient).enumerate() {
-                    let g = match u.gradient_shift {
-                        0 => g.into(),
-                        shift => stochastic_i64(g.into(), shift, gradient_dither.at(3 * (first + i))),
-                    };
-                    let bits = [1, 2].map(|k| dither.at(3 * (first + i) + k));
-                    count += u32::from(update_one(w, v, g, &constants, bits));
-                }
-                count
-            },
+            || rule.apply(from, master, momentum, gradient),
         );
         outside.fetch_add(count as usize, Ordering::Relaxed);
     });
     outside.into_inner()
+}
+
+/// An update of a tensor, as shifts and factors.
+#[derive(Clone, Copy)]
+pub(crate) struct Rule {
+    first: usize,
+    gradient_shift: u32,
+    gradient_dither: Dither,
+    dither: Dither,
+    constants: Constants,
+}
+
+impl Rule {
+    /// With the streams that [`update`] takes.
+    pub fn new(u: &Update, [gradient_dither, dither]: [Dither; 2]) -> Self {
+        Rule {
+            first: u.first,
+            gradient_shift: u.gradient_shift,
+            gradient_dither: gradient_dither.over(u.gradient_shift),
+            dither: dither.over(8 + u.coarse),
+            constants: Constants::new(u),
+        }
+    }
+
+    /// Updates the values from number `from` on, and returns how many masters lie beyond the limit.
+    #[inline(always)]
+    pub fn apply<G: Sum>(&self, from: usize, master: &mut [i32], momentum: &mut [i32], gradient: &[G]) -> u32 {
+        // Copies, which stay in registers.
+        let Rule { gradient_shift, gradient_dither, dither, constants, .. } = *self;
+        let first = self.first + from;
+        let mut count = 0;
+        if gradient_shift == 0 && constants.left <= 61 - 47 && size_of::<G>() == 4 {
+            // A product of 32 and 16 bits is far from its limit, and may be shifted beforehand.
+            let rate = constants.rate << constants.left;
+            for (i, ((w, v), &g)) in master.iter_mut().zip(momentum).zip(gradient).enumerate() {
+                let at = 3 * (first + i);
+                let step = (g.into() * rate) >> constants.right;
+                count += u32::from(update_one(w, v, step, &constants, [dither.at(at + 1), dither.at(at + 2)]));
+            }
+            return count;
+        }
+        for (i, ((w, v), &g)) in master.iter_mut().zip(momentum).zip(gradient).enumerate() {
+            let at = 3 * (first + i);
+            let g = match gradient_shift {
+                0 => g.into(),
+                shift => stochastic_i64(g.into(), shift, gradient_dither.at(at)),
+            };
+            let step = (within(g * constants.rate, -constants.term_limit, constants.term_limit) << constants.left)
+                >> constants.right;
+            count += u32::from(update_one(w, v, step, &constants, [dither.at(at + 1), dither.at(at + 2)]));
+        }
+        count
+    }
 }
 
 /// An update as shifts and factors.
@@ -100,6 +140,7 @@ struct Constants {
     right: u32,
     term_limit: i64,
     decay: i64,
+    /// With as many fractional bits as the sum.
     momentum: i64,
     coarse: u32,
     limit: u32,
@@ -117,7 +158,7 @@ impl Constants {
             term_limit: (1 << 61) >> left,
             // A product with a 31-bit master stays below 2^61.
             decay: u.decay_q40.min(1 << 30) as i64,
-            momentum: u.momentum_q15.into(),
+            momentum: i64::from(u.momentum_q15) << (FRACTION - 15),
             coarse: u.coarse,
             limit: u.limit as u32,
         }
@@ -125,15 +166,18 @@ impl Constants {
 }
 
 #[inline(always)]
-fn update_one(w: &mut i32, v: &mut i32, g: i64, c: &Constants, bits: [u32; 2]) -> bool {
-    let step = (within(g * c.rate, -c.term_limit, c.term_limit) << c.left) >> c.right;
+fn update_one(w: &mut i32, v: &mut i32, step: i64, c: &Constants, bits: [u32; 2]) -> bool {
     let decay = (i64::from(*w) * c.decay) >> (32 - FRACTION);
-    let kept = (i64::from(*v) * c.momentum) << (FRACTION - 15);
+    let kept = i64::from(*v) * c.momentum;
     let sum = kept + step + decay;
     let rounded = (sum + i64::from(bits[0] >> (32 - FRACTION))) >> FRACTION;
-    *v = within(rounded, -i64::from(i32::MAX), i32::MAX.into()) as i32;
-    let moved = i64::from(*w) - (i64::from(stochastic_i32(*v, 8 + c.coarse, bits[1])) << c.coarse);
-    *w = within(moved, -i64::from(i32::MAX), i32::MAX.into()) as i32;
+    *v = (within(rounded, i32::MIN.into(), i32::MAX.into()) as i32).max(-i32::MAX);
+    // At most 2^24, so that 32 bits wrap once at most, and show it by their sign.
+    let by = stochastic_i32(*v, 8 + c.coarse, bits[1]) << c.coarse;
+    let moved = w.wrapping_sub(by);
+    let wrapped = ((*w ^ by) & (*w ^ moved)) < 0;
+    let end = (*w >> 31) ^ i32::MAX;
+    *w = if wrapped { end } else { moved }.max(-i32::MAX);
     w.unsigned_abs() > c.limit
 }
 
@@ -190,7 +234,74 @@ pub fn gradient_shift(largest: u64, bits: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::{Threads, random};
+    use crate::{Isa, Role};
     use std::vec::Vec;
+
+    /// The rule in integers that hold everything.
+    fn naive(w: i32, v: i32, g: i64, u: &Update, bits: [u32; 3]) -> (i32, i32) {
+        let held = |value: i128| value.clamp(-i128::from(i32::MAX), i32::MAX.into());
+        let g = stochastic_i64(g, u.gradient_shift, bits[0]);
+        let product = i128::from(g) * i128::from(u.rate);
+        let shift = u.rate_shift - FRACTION as i32;
+        let left = (-shift).clamp(0, 60);
+        let limit = (1i128 << 61) >> left;
+        let step = (product.clamp(-limit, limit) << left) >> shift.clamp(0, 63);
+        let decay = (i128::from(w) * i128::from(u.decay_q40)) >> 8;
+        let sum = ((i128::from(v) * i128::from(u.momentum_q15)) << 9) + step + decay;
+        let v = held((sum + i128::from(bits[1] >> 8)) >> 24) as i32;
+        let moved = i128::from(w) - (i128::from(stochastic_i32(v, 8 + u.coarse, bits[2])) << u.coarse);
+        (held(moved) as i32, v)
+    }
+
+    #[test]
+    fn an_update_is_its_definition_on_every_instruction_set_up_to_the_ends_of_what_32_bits_hold() {
+        let len = 20_011;
+        let ends = |values: Vec<i32>| -> Vec<i32> {
+            let end = |(i, v): (usize, i32)| {
+                [i32::MAX, -i32::MAX, v, v >> 9][if i % 13 == 5 { i / 13 % 2 } else { 2 + i % 2 }]
+            };
+            values.into_iter().enumerate().map(end).collect()
+        };
+        let (masters, momenta, narrow) = (ends(random(len, 1, 25)), ends(random(len, 2, 31)), ends(random(len, 3, 32)));
+        let wide: Vec<i64> = narrow.iter().enumerate().map(|(i, &g)| i64::from(g) << (i % 14)).collect();
+        let dithers = [Dither::new(1, 2, 3, Role::Gradient), Dither::new(1, 2, 3, Role::Update)];
+        for (rate_shift, gradient_shift, coarse) in
+            [(20, 0, 0), (40, 0, 2), (10, 0, 0), (8, 3, 5), (-30, 0, 0), (90, 7, 0)]
+        {
+            let u = Update {
+                first: 12_345,
+                gradient_shift,
+                rate: 65_535,
+                rate_shift,
+                decay_q40: 1 << 22,
+                momentum_q15: 29_491,
+                coarse,
+                limit: 127 << 16,
+            };
+            let want = |g: &dyn Fn(usize) -> i64| -> (Vec<i32>, Vec<i32>) {
+                let one = |i: usize| {
+                    let at = 3 * (u.first + i);
+                    let bits = [dithers[0].at(at), dithers[1].at(at + 1), dithers[1].at(at + 2)];
+                    naive(masters[i], momenta[i], g(i), &u, bits)
+                };
+                (0..len).map(one).unzip()
+            };
+            let wants = [want(&|i| narrow[i].into()), want(&|i| wide[i])];
+            for (isa, threads) in Isa::available().flat_map(|isa| [1, 3].map(|threads| (isa, threads))) {
+                let ctx = Context { isa, pool: &Threads(threads) };
+                for (is_wide, want) in wants.iter().enumerate() {
+                    let (mut w, mut v) = (masters.clone(), momenta.clone());
+                    let outside = match is_wide {
+                        0 => update(ctx, &mut w, &mut v, &narrow, &u, dithers),
+                        _ => update(ctx, &mut w, &mut v, &wide, &u, dithers),
+                    };
+                    assert!(w == want.0 && v == want.1, "{} {u:?}", isa.name());
+                    assert_eq!(outside, w.iter().filter(|w| w.unsigned_abs() > 127 << 16).count());
+                }
+            }
+        }
+    }
 
     #[test]
     fn the_mean_of_tensors_is_within_a_unit_of_the_exact_one() {

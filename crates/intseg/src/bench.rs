@@ -32,23 +32,21 @@ pub fn training_steps(graph: Graph, spec: &StepSpec, isa: Isa, threads: &Threads
     graph.shapes(batch.shape())?;
     let mut network = Network::new(graph, spec.seed)?;
     let mut times = Vec::with_capacity(spec.steps + 1);
-    threads.install(|| {
-        for step in 0..=spec.steps as u64 {
-            let recipe = Recipe {
-                kernels: Context { isa, pool: threads },
-                bits: spec.bits,
-                seed: spec.seed,
-                step,
-                class_weights: [&[], &[]],
-                lr_q32: 1 << 26,
-                decay_q32: 1 << 18,
-                momentum_q15: 29_491,
-            };
-            let start = Instant::now();
-            network.train_step(&batch, &recipe);
-            times.push(start.elapsed());
-        }
-    });
+    for step in 0..=spec.steps as u64 {
+        let recipe = Recipe {
+            kernels: Context { isa, pool: threads },
+            bits: spec.bits,
+            seed: spec.seed,
+            step,
+            class_weights: [&[], &[]],
+            lr_q32: 1 << 26,
+            decay_q32: 1 << 18,
+            momentum_q15: 29_491,
+        };
+        let start = Instant::now();
+        network.train_step(&batch, &recipe);
+        times.push(start.elapsed());
+    }
     times.remove(0);
     Ok(times)
 }

@@ -8,7 +8,8 @@ use crate::ops::Step;
 use crate::ops::resize::{Taps, adjoint_sums, narrowed};
 use crate::tensor::{Mantissas, Tensor};
 use intseg_kernels::pool::for_each_piece_with;
-use intseg_kernels::softmax::{LogitScale, Softmax};
+use intseg_kernels::softmax::{Counts, CrossEntropy, LogitScale};
+use intseg_kernels::vector::LANES;
 use std::sync::Mutex;
 
 /// What the loss says of a batch.
@@ -26,14 +27,6 @@ pub struct LossOutput {
     pub error: Tensor,
 }
 
-#[derive(Clone, Copy, Default)]
-struct Counts {
-    loss_q16: i64,
-    weight_q8: u64,
-    valid: u64,
-    correct: u64,
-}
-
 /// The loss of logits (`[N, h, w, K]`, 16 bits) against labels (`[N, H, W]`) with class weights in 256ths (K of them,
 /// or none for all alike).
 pub fn segmentation_loss(
@@ -49,15 +42,16 @@ pub fn segmentation_loss(
     let taps = Taps::new([logits.shape.h, logits.shape.w], size, align_corners);
     let resize = taps.kernel(classes);
     let shift = resize.shift_to_i32(1 << 15);
-    let scale = LogitScale::new(logits.exponent + shift as i32, resize.denominator());
     // Weights above 1 need room in the error's 16 bits.
     let largest = class_weights.iter().copied().max().unwrap_or(256).max(256);
     let coarse = (largest - 1).ilog2() - 7;
+    let scale = LogitScale::new(logits.exponent + shift as i32, resize.denominator());
+    let loss = CrossEntropy { classes, scale, class_weights, coarse, ignored: IGNORE };
 
     let row_len = size[1] * classes;
     let ctx = step.kernels;
     let blend_len = logits.shape.w * classes;
-    let scratch_len = row_len + blend_len;
+    let scratch_len = row_len + LANES + blend_len;
     let mut scratch = step.buffers.take_i32(ctx.pool.threads() * scratch_len);
     let mut error = step.buffers.take_i16(size[0] * row_len);
     let mut sums = step.buffers.take_i64(logits.shape.len());
@@ -68,12 +62,12 @@ pub fn segmentation_loss(
     for ((image, labels), sums) in images.zip(sums.chunks_exact_mut(image_len)) {
         for_each_piece_with(ctx.pool, &mut error, row_len, &mut scratch, scratch_len, |row, error, scratch| {
             let labels = &labels[row * size[1]..][..size[1]];
-            let (logits, blend) = scratch.split_at_mut(row_len);
+            let (logits, blend) = scratch.split_at_mut(row_len + LANES);
             ctx.isa.vectorize(
                 #[inline(always)]
-                || resize.row(logits, blend, image, row, shift),
+                || resize.row(&mut logits[..row_len], blend, image, row, shift),
             );
-            let counts = loss_row(error, logits, labels, classes, class_weights, scale, coarse);
+            let counts = loss.errors(ctx.isa, error, logits, labels);
             let mut total = total.lock().expect("no task panics");
             total.loss_q16 += counts.loss_q16;
             total.weight_q8 += counts.weight_q8;
@@ -87,36 +81,6 @@ pub fn segmentation_loss(
     let reduced = narrowed(step, &resize, sums, coarse as i32 - 15, logits.shape);
     let Counts { loss_q16, weight_q8, valid, correct } = total.into_inner().expect("no task panics");
     LossOutput { loss_q16, weight_q8, valid, correct, error: reduced }
-}
-
-fn loss_row(
-    error: &mut [i16],
-    logits: &[i32],
-    labels: &[u8],
-    classes: usize,
-    class_weights: &[u16],
-    scale: LogitScale,
-    coarse: u32,
-) -> Counts {
-    let mut powers = [0; 256];
-    let powers = &mut powers[..classes];
-    let mut counts = Counts::default();
-    let pixels = error.chunks_exact_mut(classes).zip(logits.chunks_exact(classes));
-    for ((error, logits), &label) in pixels.zip(labels) {
-        if label == IGNORE {
-            error.fill(0);
-            continue;
-        }
-        let class = usize::from(label);
-        let weight = class_weights.get(class).copied().unwrap_or(256);
-        let softmax = Softmax::new(logits, scale, powers);
-        softmax.error(error, class, weight, coarse);
-        counts.loss_q16 += (softmax.loss_q16(class) * i64::from(weight)) >> 8;
-        counts.weight_q8 += u64::from(weight);
-        counts.valid += 1;
-        counts.correct += u64::from(softmax.best == class);
-    }
-    counts
 }
 
 #[cfg(test)]

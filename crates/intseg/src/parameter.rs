@@ -1,10 +1,11 @@
 //! Trained parameters: the integers in use, their masters and their momentum.
 
 use crate::ops::Step;
-use intseg_kernels::conv::Sum;
+use intseg_kernels::conv::{Masters, Sum};
 use intseg_kernels::round::{bit_length, half_even_i32, half_even_i64};
 use intseg_kernels::sgd::{self, Update};
-use intseg_kernels::{Context, Dither, Role};
+use intseg_kernels::{Context, Dither, Input, Role, WeightGradient};
+use std::ops::Range;
 
 /// How a parameter is stored and used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,9 +126,15 @@ impl Parameter {
         self.master.iter().map(|&master| (f64::from(master) * unit) as f32).collect()
     }
 
-    /// The weights that convolutions use, from `first` on: masters to nearest, on a grid of `bits` bits over ±127 steps.
-    pub fn in_use_i8(&self, ctx: Context, bits: u32, first: usize, out: &mut [i8]) {
-        sgd::in_use(ctx, out, &self.master[first..first + out.len()], 16, 8 - bits);
+    /// The weights that convolutions use: masters to nearest, on a grid of `bits` bits over ±127 steps.
+    pub fn in_use(&self, bits: u32) -> Masters<'_> {
+        Masters { values: &self.master, fraction: Kind::Weight.fraction_bits(), coarse: 8 - bits }
+    }
+
+    /// As [`Parameter::in_use`], rounded.
+    pub fn in_use_i8(&self, ctx: Context, bits: u32, out: &mut [i8]) {
+        let Masters { values, fraction, coarse } = self.in_use(bits);
+        sgd::in_use(ctx, out, values, fraction, coarse);
     }
 
     /// γ or β as used, in units of 2^-12: all 12 fractional bits, or with fewer than 14 bits a grid over [−2, 2).
@@ -173,9 +180,38 @@ impl Parameter {
             32 => 0,
             bits => sgd::gradient_shift(sgd::max_magnitude(ctx, gradient), bits),
         };
+        let update = self.rule(step, rate, first, exponent, gradient_shift);
+        let range = first..first + gradient.len();
+        let (master, momentum) = (&mut self.master[range.clone()], &mut self.momentum[range]);
+        sgd::update(ctx, master, momentum, gradient, &update, dithers(step, part))
+    }
+
+    /// As [`Parameter::descend`] with the weight gradient that `pass` computes for some taps, which is never in memory. G
+    /// must have 32 bits, and the pass be one that learns.
+    #[allow(clippy::too_many_arguments, reason = "the operands of a gradient and of an update")]
+    pub fn descend_by(
+        &mut self,
+        step: &Step,
+        rate: &Rate,
+        pass: WeightGradient,
+        taps: Range<usize>,
+        input: Input,
+        error: &[i8],
+        exponent: i32,
+        scratch: &mut [i32],
+    ) -> usize {
+        let per_tap = self.shape[2] * self.shape[3];
+        let update = self.rule(step, rate, taps.start * per_tap, exponent, 0);
+        let range = taps.start * per_tap..taps.end * per_tap;
+        let learnt = [&mut self.master[range.clone()], &mut self.momentum[range]];
+        pass.learn(step.kernels, learnt, taps, input, error, &update, dithers(step, 0), scratch)
+    }
+
+    /// The update of the values from `first` on by a gradient in units of `2^exponent`.
+    fn rule(&self, step: &Step, rate: &Rate, first: usize, exponent: i32, gradient_shift: u32) -> Update {
         let momentum_exponent = self.exponent - self.kind.fraction_bits() as i32 - 8;
         let weight = self.kind == Kind::Weight;
-        let update = Update {
+        Update {
             first,
             gradient_shift,
             rate: rate.mantissa,
@@ -184,11 +220,7 @@ impl Parameter {
             momentum_q15: rate.momentum_q15,
             coarse: if weight { 24 - step.bits.update } else { 0 },
             limit: if weight { 127 << 16 } else { i32::MAX },
-        };
-        let range = first..first + gradient.len();
-        let (master, momentum) = (&mut self.master[range.clone()], &mut self.momentum[range]);
-        let dithers = [step.rounded(Role::Update, part, step.bits.rounding.g), step.dither(Role::Update, part)];
-        sgd::update(ctx, master, momentum, gradient, &update, dithers)
+        }
     }
 
     /// Takes the masters into their mean, of which they are the `count`-th from 1 on.
@@ -210,6 +242,11 @@ impl Parameter {
             self.mean.iter_mut().for_each(|mean| *mean = half_even_i32(*mean, 1));
         }
     }
+}
+
+/// The random bits that round the gradient, and momentum and master.
+fn dithers(step: &Step, part: u32) -> [Dither; 2] {
+    [step.rounded(Role::Update, part, step.bits.rounding.g), step.dither(Role::Update, part)]
 }
 
 #[cfg(test)]

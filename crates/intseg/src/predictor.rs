@@ -178,9 +178,7 @@ impl Predictor {
         classes: &mut [u8],
     ) -> Result<(), PredictorError> {
         let ctx = Context { isa: self.isa, pool: threads };
-        // Inside the pool: handing out each layer from outside would wake a sleeping thread every time.
-        let engine = &mut self.engine;
-        Ok(threads.install(move || engine.run(ctx, size, image, classes))?)
+        Ok(self.engine.run(ctx, size, image, classes)?)
     }
 
     /// As [`Predictor::run`], and returns the time of each layer; the classification comes last.
@@ -198,18 +196,15 @@ impl Predictor {
         classes: &mut [u8],
     ) -> Result<Vec<Duration>, PredictorError> {
         let ctx = Context { isa: self.isa, pool: threads };
-        let engine = &mut self.engine;
-        threads.install(move || {
-            let mut times = Vec::new();
-            let mut last = Instant::now();
-            engine.run_watched(ctx, size, image, classes, |_| {
-                let now = Instant::now();
-                times.push(now - last);
-                last = now;
-            })?;
-            times.push(last.elapsed());
-            Ok(times)
-        })
+        let mut times = Vec::new();
+        let mut last = Instant::now();
+        self.engine.run_watched(ctx, size, image, classes, |_| {
+            let now = Instant::now();
+            times.push(now - last);
+            last = now;
+        })?;
+        times.push(last.elapsed());
+        Ok(times)
     }
 
     /// The class of every pixel of an image.

@@ -213,7 +213,7 @@ pub fn train_with(
     config.validate()?;
     let threads = Threads::new(options.threads)?;
     let mut run = Run::prepare(config, options, extras.init, &threads)?;
-    threads.install(move || run.train(extras.diagnostics, observe))
+    run.train(extras.diagnostics, observe)
 }
 
 struct Run<'a> {
@@ -250,7 +250,7 @@ impl<'a> Run<'a> {
         let initialized = init.filter(|_| !options.resume).map(|start| start.apply(&mut network)).transpose()?;
         let ctx = Context { isa: options.isa, pool: threads };
         let source = Source::new(config, dataset.clone(), train.clone());
-        threads.install(|| settle(&mut network, config, source, ctx))?;
+        settle(&mut network, config, source, ctx)?;
         let progress = open_folder(options, config, &mut network)?;
         let class_weights = class_weights(config, &dataset, &train)?;
         let schedule = Schedule::of(config);

@@ -84,12 +84,9 @@ impl Eval {
         predictor.check_classes(&dataset)?;
         let classes = predictor.metadata().classes.len();
         let (engine, ctx) = predictor.engine(&threads);
-        let matrix = threads.install(|| {
-            evaluate(engine, ctx, &dataset, &entries, classes, |done| {
-                progress.at(done as u64, &|| {
-                    format!("images, {:.1} a second", done as f64 / start.elapsed().as_secs_f64())
-                });
-            })
+        let matrix = evaluate(engine, ctx, &dataset, &entries, classes, |done| {
+            progress
+                .at(done as u64, &|| format!("images, {:.1} a second", done as f64 / start.elapsed().as_secs_f64()));
         });
         progress.finish();
         let seconds = start.elapsed().as_secs_f64();

@@ -15,7 +15,7 @@ use intseg_import::graph::{FloatGraph, Normalization};
 use intseg_import::onnx::read_graph;
 use intseg_import::quantize::{Options, Ranges, Report, Rounding, Scales, classes, quantize_with};
 use intseg_import::read::{Format, read_weights};
-use intseg_kernels::Context;
+use intseg_kernels::{Context, Pool};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -170,7 +170,8 @@ impl Import {
             equalization: self.equalize,
         };
         let compared = if self.report { &images[..] } else { &images[..images.len().min(COMPARED)] };
-        let (bytes, report) = threads.install(|| {
+        let floats = rayon::ThreadPoolBuilder::new().num_threads(threads.threads()).build()?;
+        let (bytes, report) = floats.install(|| {
             let mut progress = None;
             let mut quantized = quantize_with(&float.graph, &images, &options, &mut |done, total| {
                 let progress = progress.get_or_insert_with(|| Progress::new(total as u64));

@@ -1,7 +1,7 @@
 //! Forward and backward-data convolution.
 
 use super::store::{Accumulators, Requantized, Store, prepared_lines};
-use super::{Conv2d, Direction, Input, Line, Output, Requantizer, Weights};
+use super::{Conv2d, Direction, Input, Line, Masters, Output, Requantizer, Weights, pack};
 #[cfg(target_arch = "x86_64")]
 use super::{gather, rows, winograd};
 use crate::{Context, Isa, scalar};
@@ -51,7 +51,7 @@ impl Convolution {
             #[cfg(target_arch = "x86_64")]
             _ if rows::fits(self) => rows::packed_lines(self, self.panel_width(isa)),
             #[cfg(target_arch = "x86_64")]
-            _ => gather::packed_lines(self, self.panel_width(isa)),
+            _ => pack::packed_lines(self, self.panel_width(isa)),
         }
     }
 
@@ -78,20 +78,33 @@ impl Convolution {
     /// # Panics
     /// When a slice has another length than asked for.
     pub fn pack_taps(&self, ctx: Context, packed: &mut [Line], taps: Range<usize>, weights: &[i8]) {
+        assert_eq!(weights.len(), taps.len() * self.geometry.c_in * self.geometry.c_out, "weights");
+        self.pack_source(ctx, packed, taps, weights);
+    }
+
+    /// Packs the integers in use of all masters, `[KH, KW, C_in, C_out]`.
+    ///
+    /// # Panics
+    /// When a slice has another length than asked for.
+    pub fn pack_masters(&self, ctx: Context, packed: &mut [Line], masters: Masters) {
+        assert_eq!(masters.values.len(), self.geometry.weights_len(), "masters");
+        self.pack_source(ctx, packed, 0..self.taps(), masters);
+    }
+
+    fn pack_source<W: pack::Source>(&self, ctx: Context, packed: &mut [Line], taps: Range<usize>, weights: W) {
         assert_eq!(packed.len(), self.packed_len(ctx.isa), "packed weights");
         assert!(taps.end <= self.taps(), "taps");
-        assert_eq!(weights.len(), taps.len() * self.geometry.c_in * self.geometry.c_out, "weights");
         match ctx.isa {
             Isa::Scalar => {}
             #[cfg(target_arch = "x86_64")]
             isa if rows::fits(self) => rows::pack(self, self.panel_width(isa), packed, taps, weights),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(_) => gather::pack(ctx, self, avx2::convolution::NR, 0, packed, taps, weights),
+            Isa::Avx2(_) => pack::pack(ctx, self, avx2::convolution::NR, 0, packed, taps, weights),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni(_) => {
                 // Signed × signed: the weights become the unsigned operand of the dot product.
                 let flip = if self.signed { 0x80 } else { 0 };
-                gather::pack(ctx, self, avx512vnni::convolution::panel_width(self), flip, packed, taps, weights);
+                pack::pack(ctx, self, avx512vnni::convolution::panel_width(self), flip, packed, taps, weights);
             }
         }
     }

@@ -4,14 +4,11 @@
 //! where each pixel reads; a tap that falls on padding for the whole tile is skipped, and one that does for some
 //! pixels reads zeros there. A micro-kernel then accumulates all taps and input channels without leaving registers.
 //!
-//! Weights are packed in panels of `NR` output channels: `[panel][tap][c4][NR][4]`, the last index running over four
-//! input channels, as the dot-product instructions want it.
+//! Weights are packed in panels of `NR` output channels ([`super::pack`]).
 
 use super::phase::{Phase, Regions, phases};
 use super::store::Store;
-use super::{Convolution, Direction, Input, Line};
-use crate::bytes::as_u8;
-use crate::interleave::interleave;
+use super::{Convolution, Input, Line};
 use crate::pool::for_each_piece;
 use crate::{Context, Isa};
 use core::ops::Range;
@@ -66,82 +63,11 @@ pub(crate) trait MicroKernel: Copy + Sync {
     unsafe fn accumulate(self, tile: &mut [i32], add: bool, panel: &[Line], reads: Reads, c4: usize, step: usize);
 }
 
-/// Lines that [`pack`] fills for panels of `nr` channels.
-pub(crate) fn packed_lines(plan: &Convolution, nr: usize) -> usize {
-    let [.., c] = plan.source();
-    let [.., target] = plan.target();
-    target.div_ceil(nr) * plan.taps() * c.div_ceil(4) * nr * 4 / 64
-}
-
-/// Packs the weights of some taps, `[taps, C_in, C_out]`, for panels of `nr` channels, flipping bits of each weight:
-/// 0x80 adds 128.
-pub(crate) fn pack(
-    ctx: Context,
-    plan: &Convolution,
-    nr: usize,
-    flip: u8,
-    packed: &mut [Line],
-    taps: Range<usize>,
-    weights: &[i8],
-) {
-    let ([.., c], [.., target]) = (plan.source(), plan.target());
-    let c4 = c.div_ceil(4);
-    let weights = as_u8(weights);
-    let tap_lines = c4 * nr * 4 / 64;
-    for_each_piece(ctx.pool, packed, plan.taps() * tap_lines, |panel, packed, _| {
-        let channels = panel * nr..target.min((panel + 1) * nr);
-        let packed = &mut packed[taps.start * tap_lines..taps.end * tap_lines];
-        let groups = Line::bytes_mut(packed).chunks_exact_mut(nr * 4).enumerate();
-        ctx.isa.vectorize(
-            #[inline(always)]
-            || {
-                for (at, out) in groups {
-                    let (tap, group) = (&weights[at / c4 * c * target..][..c * target], at % c4 * 4);
-                    let lanes = (c - group).min(4);
-                    match plan.direction {
-                        Direction::Forward => pack_rows(out, tap, target, group, lanes, channels.clone(), flip),
-                        Direction::Transposed => pack_columns(out, tap, c, group, lanes, channels.clone(), flip),
-                    }
-                }
-            },
-        );
-    });
-}
-
-/// One group of four source channels of a panel: `tap` is `[source][target]`. Lanes that do not exist become 0, which
-/// makes whatever the input holds there harmless.
-#[inline(always)]
-fn pack_rows(out: &mut [u8], tap: &[u8], target: usize, group: usize, lanes: usize, channels: Range<usize>, flip: u8) {
-    let row = |lane: usize| &tap[(group + lane) * target..][channels.clone()];
-    let (used, unused) = out.split_at_mut(4 * channels.len());
-    if lanes == 4 {
-        interleave(used, [row(0), row(1), row(2), row(3)], flip);
-    } else {
-        for (k, four) in used.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-            *four = core::array::from_fn(|lane| if lane < lanes { row(lane)[k] ^ flip } else { 0 });
-        }
-    }
-    unused.fill(0);
-}
-
-/// As [`pack_rows`] for `tap` as `[target][source]`.
-#[inline(always)]
-fn pack_columns(out: &mut [u8], tap: &[u8], c: usize, group: usize, lanes: usize, channels: Range<usize>, flip: u8) {
-    let (used, unused) = out.split_at_mut(4 * channels.len());
-    for (four, k) in used.as_chunks_mut::<4>().0.iter_mut().zip(channels) {
-        let from = &tap[k * c + group..][..lanes];
-        *four = match from.first_chunk::<4>() {
-            Some(from) => from.map(|byte| byte ^ flip),
-            None => core::array::from_fn(|lane| from.get(lane).map_or(0, |byte| byte ^ flip)),
-        };
-    }
-    unused.fill(0);
-}
-
-/// Scratch: a pixel of zeros, a padded copy of the input's end, and for signed input the sum of each pixel's channels.
+/// Scratch: a pixel of zeros, a padded copy of the input's end, and for signed input the sum of each pixel's channels with
+/// that of a pixel on padding behind them.
 pub(crate) fn scratch_len(plan: &Convolution) -> usize {
     let [h, w, c] = plan.source();
-    let sums = if plan.signed { plan.geometry.batch * h * w } else { 0 };
+    let sums = if plan.signed { plan.geometry.batch * h * w + 1 } else { 0 };
     3 * c.div_ceil(4) + sums
 }
 
@@ -183,8 +109,9 @@ pub(crate) fn run<K: MicroKernel, S: Store>(
     fill_tail(tail, input, tail_start);
     let pixel_sums: &[i32] = match input {
         Input::I8(data) if K::BIASED => {
-            let sums = &mut pixel_sums[..pixels];
-            sum_pixels(ctx, sums, data, c);
+            let sums = &mut pixel_sums[..pixels + 1];
+            sum_pixels(ctx, &mut sums[..pixels], data, c);
+            sums[pixels] = 0;
             sums
         }
         _ => &[],
@@ -274,15 +201,19 @@ impl Job<'_> {
             sources: [[self.zeros; MAX_MR]; MAX_TAPS + 1],
             len: 0,
             tables: 1,
-            mr: K::MR,
             corrections: [0; MAX_MR],
         };
         self.isa.vectorize(
             #[inline(always)]
             || {
+                // With few taps, and that is all but kernels beyond 8 × 8, one list serves all tiles.
+                let mut list = Steps::default();
+                if self.plan.taps() <= MAX_TAPS {
+                    list.find(self.plan, phase, 0..self.plan.taps());
+                }
                 for tile in tiles {
                     // SAFETY: the caller's promise is handed on.
-                    unsafe { self.tile(kernel, store, phase, tile, panels.clone(), &mut gathered) };
+                    unsafe { self.tile(kernel, store, phase, tile, panels.clone(), &mut list, &mut gathered) };
                 }
             },
         );
@@ -293,6 +224,7 @@ impl Job<'_> {
     /// # Safety
     /// No other call that overlaps in time may have the same phase, tile and a common panel.
     #[inline(always)]
+    #[allow(clippy::too_many_arguments, reason = "what and where")]
     unsafe fn tile<K: MicroKernel, S: Store>(
         &self,
         kernel: K,
@@ -300,17 +232,18 @@ impl Job<'_> {
         phase: &Phase,
         tile: usize,
         panels: Range<usize>,
+        list: &mut Steps,
         gathered: &mut Gathered,
     ) {
         let [.., target] = self.plan.target();
         let pixels = Pixels::new(self.plan, phase, tile * K::MR, K::MR);
         let mut sums = Sums([0; MAX_TILE]);
         let sums = &mut sums.0[..K::MR * K::NR];
-        // With few taps, and that is all but kernels beyond 8 × 8, one table serves all panels.
+        // One table then serves all panels.
         let all = self.plan.taps();
         let single = all <= MAX_TAPS;
         if single {
-            self.gather(&pixels, phase, 0..all, gathered);
+            self.gather::<K>(&pixels, list, gathered);
         }
         for panel in panels {
             let weights = &self.packed[panel * self.panel_lines..][..self.panel_lines];
@@ -320,7 +253,8 @@ impl Job<'_> {
             while from < all {
                 let to = (from + MAX_TAPS).min(all);
                 if !single {
-                    self.gather(&pixels, phase, from..to, gathered);
+                    list.find(self.plan, phase, from..to);
+                    self.gather::<K>(&pixels, list, gathered);
                 }
                 // SAFETY: sources point to a pixel's `c4 · 4` bytes inside the input, to its padded copy, or to zeros
                 // (see `gather`); the weights' panel has `taps · c4 · NR · 4` bytes.
@@ -335,20 +269,19 @@ impl Job<'_> {
         }
     }
 
-    /// Looks up where the tile's pixels read for each tap of a range.
+    /// Looks up where the tile's pixels read for each tap of a list.
     #[inline(always)]
-    fn gather(&self, pixels: &Pixels, phase: &Phase, taps: Range<usize>, gathered: &mut Gathered) {
+    fn gather<K: MicroKernel>(&self, pixels: &Pixels, list: &Steps, gathered: &mut Gathered) {
         let [h, w, c] = self.plan.source();
-        let [_, kw] = self.plan.geometry.kernel;
         let len = self.plan.geometry.batch * h * w * c;
+        let biased = !self.pixel_sums.is_empty();
         gathered.len = 0;
         gathered.tables = 1;
         gathered.corrections = [0; MAX_MR];
-        for (source, &pixel) in gathered.sources[0][..gathered.mr].iter_mut().zip(&pixels.source) {
-            *source = self.input.wrapping_offset(pixel * c as isize);
+        for m in 0..K::MR {
+            gathered.sources[0][m] = self.input.wrapping_offset(pixels.source[m] * c as isize);
         }
-        for tap in taps {
-            let (Some(dy), Some(dx)) = (phase.source(0, tap / kw), phase.source(1, tap % kw)) else { continue };
+        for &[tap, dy, dx] in &list.steps[..list.len] {
             let step = dy * w as isize + dx;
             let interior = pixels.low[0] + dy >= 0
                 && pixels.low[1] + dx >= 0
@@ -360,43 +293,76 @@ impl Job<'_> {
             if interior {
                 // Every pixel reads the image: its source is as far from that of a tap at offset 0 as everyone's.
                 let row = (pixels.source[0] + step) as usize..(pixels.last + step) as usize + 1;
-                if !self.pixel_sums.is_empty() && row.len() == pixels.len {
+                if biased && row.len() == pixels.len {
                     let sums = &self.pixel_sums[row];
                     gathered.corrections.iter_mut().zip(sums).for_each(|(correction, sum)| *correction += sum);
-                } else if !self.pixel_sums.is_empty() {
-                    for (correction, &pixel) in gathered.corrections[..pixels.len].iter_mut().zip(&pixels.source) {
-                        *correction += self.pixel_sums[(pixel + step) as usize];
+                } else if biased {
+                    for m in 0..pixels.len {
+                        gathered.corrections[m] += self.pixel_sums[(pixels.source[m] + step) as usize];
                     }
                 }
             } else {
                 (table, offset) = (gathered.tables, 0);
-                let sources = &mut gathered.sources[table][..gathered.mr];
-                for (m, source) in sources.iter_mut().enumerate() {
+                let [first, others @ ..] = &mut gathered.sources;
+                let sources = &mut others[table - 1];
+                let zeros = self.pixel_sums.len() as isize - 1;
+                // Which pixel is read; on padding, what follows the last one.
+                let mut reads = [zeros; MAX_MR];
+                for m in 0..K::MR {
                     let (y, x) = (pixels.y[m] + dy, pixels.x[m] + dx);
-                    if (y as usize) >= h || (x as usize) >= w {
-                        *source = self.zeros;
-                        continue;
+                    let on_image = (y as usize) < h && (x as usize) < w;
+                    inside |= on_image;
+                    let source = first[m].wrapping_offset(step * c as isize);
+                    sources[m] = if on_image { source } else { self.zeros };
+                    reads[m] = if on_image { pixels.source[m] + step } else { zeros };
+                }
+                if biased {
+                    for (correction, &read) in gathered.corrections[..K::MR].iter_mut().zip(&reads) {
+                        *correction += self.pixel_sums[read as usize];
                     }
-                    inside = true;
-                    let pixel = (pixels.source[m] + step) as usize;
-                    if !self.pixel_sums.is_empty() {
-                        gathered.corrections[m] += self.pixel_sums[pixel];
+                }
+                // Near the end a padded copy is read, since `c4 · 4` bytes may reach over it: those of the last pixel, and
+                // with one channel those of the last three.
+                if (pixels.last + step).max(0) as usize * c + self.c4 * 4 > len {
+                    for (source, &pixel) in sources[..K::MR].iter_mut().zip(&pixels.source) {
+                        let at = (pixel + step) * c as isize;
+                        if *source != self.zeros && at as usize + self.c4 * 4 > len {
+                            // SAFETY: `tail_start <= at < len`, and `c4 · 4` bytes follow every such place in the copy.
+                            *source = unsafe { self.tail.add(at as usize - self.tail_start) };
+                        }
                     }
-                    let at = pixel * c;
-                    // Near the end a padded copy is read, since `c4 · 4` bytes may reach over it: those of the last
-                    // pixel, and with one channel those of the last three.
-                    *source = match at + self.c4 * 4 > len {
-                        // SAFETY: `tail_start <= at < len`, and `c4 · 4` bytes follow every such place in the copy.
-                        true => unsafe { self.tail.add(at - self.tail_start) },
-                        // SAFETY: `at + c4 · 4` bytes are inside the input.
-                        false => unsafe { self.input.add(at) },
-                    };
                 }
             }
             if inside {
-                gathered.taps[gathered.len] = Tap { index: tap, sources: table, offset };
+                gathered.taps[gathered.len] = Tap { index: tap as usize, sources: table, offset };
                 gathered.len += 1;
                 gathered.tables = gathered.tables.max(table + 1);
+            }
+        }
+    }
+}
+
+/// Taps that a phase reads: which one, and how many source rows and columns from the pixel at offset 0.
+struct Steps {
+    steps: [[isize; 3]; MAX_TAPS],
+    len: usize,
+}
+
+impl Default for Steps {
+    fn default() -> Self {
+        Steps { steps: [[0; 3]; MAX_TAPS], len: 0 }
+    }
+}
+
+impl Steps {
+    #[inline(always)]
+    fn find(&mut self, plan: &Convolution, phase: &Phase, taps: Range<usize>) {
+        let [_, kw] = plan.geometry.kernel;
+        self.len = 0;
+        for tap in taps {
+            if let (Some(dy), Some(dx)) = (phase.source(0, tap / kw), phase.source(1, tap % kw)) {
+                self.steps[self.len] = [tap as isize, dy, dx];
+                self.len += 1;
             }
         }
     }
@@ -411,8 +377,6 @@ struct Gathered {
     sources: [Sources; MAX_TAPS + 1],
     /// How many of those there are.
     tables: usize,
-    /// Pixels of a tile.
-    mr: usize,
     /// For each pixel, the sum of all input that its taps read.
     corrections: [i32; MAX_MR],
 }
@@ -454,6 +418,7 @@ pub(crate) struct Sums(pub [i32; MAX_TILE]);
 
 impl Pixels {
     /// The `count` pixels of a phase from number `first` on, fewer at its end.
+    #[inline(always)]
     fn new(plan: &Convolution, phase: &Phase, first: usize, count: usize) -> Self {
         let ([source_h, source_w, _], [out_h, out_w, _]) = (plan.source(), plan.target());
         let [rows, columns] = phase.count;
@@ -480,6 +445,23 @@ impl Pixels {
             let along = (len - 1) as isize * step;
             let (low, high, last) = ([y, x], [y, x + along], from + along);
             return Pixels { len, out, y: ys, x: xs, source, low, high, last };
+        }
+        let plain =
+            phase.count == [out_h, out_w] && [source_h, source_w] == [out_h, out_w] && phase.source_step == [1; 2];
+        if plain && columns >= MAX_MR {
+            // The end of one row and the beginning of the next: pixels follow each other in both images.
+            let below = if row + 1 < rows { row + 1 } else { 0 };
+            for m in 0..MAX_MR {
+                let along = if m < len { m } else { 0 };
+                let wrapped = column + along >= columns;
+                out[m] = first + along;
+                source[m] = (first + along) as isize;
+                xs[m] = (column + along - if wrapped { columns } else { 0 }) as isize;
+                ys[m] = if wrapped { below } else { row } as isize;
+            }
+            let low = [row.min(below) as isize, 0];
+            let high = [row.max(below) as isize, columns as isize - 1];
+            return Pixels { len, out, y: ys, x: xs, source, low, high, last: (first + len - 1) as isize };
         }
         for m in 0..len {
             let at = [phase.origin[0] + row, phase.origin[1] + column];

@@ -6,11 +6,13 @@
 //! every byte, padding included; each sum then holds 128 times the sum of its channel's weights, which it starts without.
 
 use super::gather::{MAX_MR, MAX_TAPS, MAX_TILE, MicroKernel, Reads, Sums, Tap};
+use super::pack::Source;
 use super::store::Store;
 use super::{Convolution, Direction, Input, Line};
 use crate::Context;
 use crate::bytes::as_u8;
 use crate::pool::for_each_piece;
+use crate::vector::{LANES, Lanes, Vector};
 use core::ops::Range;
 
 /// Rows of output pixels of a task.
@@ -43,27 +45,32 @@ pub(crate) fn packed_lines(plan: &Convolution, nr: usize) -> usize {
     plan.geometry.c_out.div_ceil(nr) * panel_lines(plan, nr)
 }
 
-/// Packs the weights of some taps, `[taps, C_in, C_out]`: `[panel][kernel row][group][NR][4]`, the last index running
-/// over four bytes of the row.
-pub(crate) fn pack(plan: &Convolution, nr: usize, packed: &mut [Line], taps: Range<usize>, weights: &[i8]) {
+/// Packs the weights of some taps: `[panel][kernel row][group][NR][4]`, the last index running over four bytes of the row.
+pub(crate) fn pack<W: Source>(plan: &Convolution, nr: usize, packed: &mut [Line], taps: Range<usize>, weights: W) {
     let ([.., target], [_, kw], c) = (plan.target(), plan.geometry.kernel, plan.geometry.c_in);
     let groups = groups(plan);
     for (panel, packed) in packed.chunks_exact_mut(panel_lines(plan, nr)).enumerate() {
         let bytes = Line::bytes_mut(packed);
-        let first = panel * nr;
-        for (tap, weights) in taps.clone().zip(weights.chunks_exact(c * target)) {
+        for (index, tap) in taps.clone().enumerate() {
             let row = &mut bytes[tap / kw * groups * nr * 4..][..groups * nr * 4];
-            let mut write = |at: usize, channels: &[i8]| {
-                for (k, four) in row[at / 4 * nr * 4..][..nr * 4].as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                    four[at % 4] = channels.get(k).map_or(0, |&weight| weight as u8);
-                }
+            let mut write = |at: usize, from: usize, channels: [i8; LANES]| {
+                let fours = row[(at / 4 * nr + from) * 4..].as_chunks_mut::<4>().0;
+                fours.iter_mut().zip(channels).for_each(|(four, weight)| four[at % 4] = weight as u8);
             };
-            for (lane, channels) in weights.chunks_exact(target).enumerate() {
-                write(tap % kw * c + lane, &channels[first..target.min(first + nr)]);
-            }
-            if tap % kw == kw - 1 {
-                // What lies behind the row's last pixel does not count.
-                (kw * c..groups * 4).for_each(|at| write(at, &[]));
+            for from in (0..nr).step_by(LANES) {
+                let channel = panel * nr + from;
+                let len = target.saturating_sub(channel).min(LANES);
+                for lane in 0..c {
+                    let mut channels = [0; LANES];
+                    if len > 0 {
+                        weights.load::<Lanes>((index * c + lane) * target + channel, len).store_i8(&mut channels);
+                    }
+                    write(tap % kw * c + lane, from, channels);
+                }
+                if tap % kw == kw - 1 {
+                    // What lies behind the row's last pixel does not count.
+                    (kw * c..groups * 4).for_each(|at| write(at, from, [0; LANES]));
+                }
             }
         }
     }

@@ -5,8 +5,9 @@
 //! that one packing serves all taps; and the channels of neighbouring taps follow each other, so that a tile's rows are
 //! neighbours whatever the number of channels: the three taps of three channels are nine rows.
 
-use super::weight_gradient::FLUSH;
-use super::{Conv2d, Line, Sum};
+use super::receive::Receive;
+use super::weight_gradient::{CHANNELS, FLUSH, unbiased};
+use super::{Conv2d, Line};
 use crate::bytes::as_u8;
 use crate::interleave::interleave_row;
 use crate::pool::Disjoint;
@@ -17,6 +18,8 @@ use core::ops::Range;
 /// second-level cache.
 const SUMS: usize = 80 << 10;
 const PACKED: usize = 320 << 10;
+/// Weights that are fetched before sums are handed to them.
+pub(super) const AHEAD_WEIGHTS: usize = 1024;
 /// The most taps of a run, and the most rows of pixels of a block.
 const MAX_TAPS: usize = 64;
 const MAX_ROWS: usize = 256;
@@ -102,7 +105,7 @@ impl Plan {
         joined: bool,
     ) -> Option<Self> {
         let width = |columns: &usize| columns * taps.len() * g.c_in <= SUMS;
-        let columns = [256, 128].into_iter().find(width).unwrap_or(64).min(g.c_out.next_multiple_of(kernel.nr));
+        let columns = [CHANNELS, 128].into_iter().find(width).unwrap_or(64).min(g.c_out.next_multiple_of(kernel.nr));
         let rows = g.c_in.div_ceil((taps.len() * g.c_in * columns).div_ceil(SUMS));
         let rows = if rows < g.c_in { rows.next_multiple_of(16).min(g.c_in) } else { rows };
         let strips = 4 >> g.batch.trailing_zeros().min(2);
@@ -150,10 +153,10 @@ impl Plan {
                 let [first, past] = self.valid(1, kx);
                 columns = [columns[0].min(first), columns[1].max(past)];
             }
-            if columns[0] < columns[1] {
-                self.runs[self.run_count] = Run { first: tap, taps: end - tap, columns };
-                self.run_count += 1;
-            }
+            // Taps that read padding alone have sums too: zeros.
+            let columns = if columns[0] < columns[1] { columns } else { [0; 2] };
+            self.runs[self.run_count] = Run { first: tap, taps: end - tap, columns };
+            self.run_count += 1;
             tap = end;
         }
     }
@@ -238,12 +241,13 @@ impl Plan {
         16 * (self.threads * (error + input) + self.areas() * sums + 1)
     }
 
-    /// Adds the `sums << shift` of the plan's taps to `out`; signed input comes with its signs flipped by `flip`.
+    /// Hands the `sums << shift` of the plan's taps to `out`; signed input comes with its signs flipped by `flip`. Those
+    /// of a weight come once where 32 bits hold them ([`super::WeightGradient::is_narrow`]).
     #[allow(clippy::too_many_arguments, reason = "the operands of the product")]
-    pub fn run<S: Sum>(
+    pub fn run<R: Receive>(
         &self,
         ctx: Context,
-        out: &mut [S],
+        out: &R,
         input: &[u8],
         flip: u8,
         error: &[i8],
@@ -254,7 +258,8 @@ impl Plan {
         // SAFETY: a line is 64 bytes of integers, any bits are valid for both.
         let (_, lines, _) = unsafe { scratch.align_to_mut::<Line>() };
         let (packed, sums) = lines.split_at_mut(self.threads * (error_lines + input_lines));
-        let (out, packed, sums) = (Disjoint::new(out), Disjoint::new(packed), Disjoint::new(sums));
+        let (packed, sums) = (Disjoint::new(packed), Disjoint::new(sums));
+        let narrow = self.g.batch * self.g.out_h() * self.g.out_w() <= FLUSH;
         let blocks = self.blocks[0] * self.blocks[1];
         let sums_of = |area: usize| {
             // SAFETY: each worker, or each task, has its own area.
@@ -275,9 +280,10 @@ impl Plan {
             let mut since_flush = 0;
             for index in from..from + self.per_piece {
                 let Some(pixels) = self.pixels(index) else { break };
-                if since_flush + self.block_pixels() > FLUSH {
+                if !narrow && since_flush + self.block_pixels() > FLUSH {
                     // SAFETY: sums are flushed here when there is one piece: tasks then have disjoint channels.
-                    unsafe { block.flush(ctx.isa, &out, shift) };
+                    unsafe { block.flush(ctx.isa, out, shift) };
+                    block.sums.fill(0);
                     since_flush = 0;
                 }
                 since_flush += self.block_pixels();
@@ -289,18 +295,29 @@ impl Plan {
             }
             if self.pieces == 1 {
                 // SAFETY: as above.
-                unsafe { block.flush(ctx.isa, &out, shift) };
+                unsafe { block.flush(ctx.isa, out, shift) };
             }
         });
         if self.pieces > 1 {
             ctx.pool.run(blocks, &|index, _| {
-                for piece in 0..self.pieces {
+                let channels = self.channels(index);
+                let first = sums_of(index * self.pieces);
+                for piece in 1..self.pieces {
                     let sums = sums_of(index * self.pieces + piece);
-                    let channels = self.channels(index);
-                    let mut block = Block { plan: self, channels, error: &mut [], input: &mut [], sums };
-                    // SAFETY: tasks have disjoint channels.
-                    unsafe { block.flush(ctx.isa, &out, shift) };
+                    if narrow {
+                        ctx.isa.vectorize(
+                            #[inline(always)]
+                            || first.iter_mut().zip(sums).for_each(|(sum, other)| *sum += *other),
+                        );
+                    } else {
+                        let mut block = Block { plan: self, channels, error: &mut [], input: &mut [], sums };
+                        // SAFETY: tasks have disjoint channels.
+                        unsafe { block.flush(ctx.isa, out, shift) };
+                    }
                 }
+                let mut block = Block { plan: self, channels, error: &mut [], input: &mut [], sums: first };
+                // SAFETY: as above.
+                unsafe { block.flush(ctx.isa, out, shift) };
             });
         }
     }
@@ -456,11 +473,11 @@ impl Block<'_> {
         }
     }
 
-    /// Adds the sums to `out` and starts over.
+    /// Hands the sums over.
     ///
     /// # Safety
     /// No other block of the same channels may flush at the same time.
-    unsafe fn flush<S: Sum>(&mut self, isa: Isa, out: &Disjoint<S>, shift: u32) {
+    unsafe fn flush<R: Receive>(&mut self, isa: Isa, out: &R, shift: u32) {
         isa.vectorize(
             #[inline(always)]
             // SAFETY: the caller's promise is handed on.
@@ -471,30 +488,39 @@ impl Block<'_> {
     /// # Safety
     /// As [`Block::flush`].
     #[inline(always)]
-    unsafe fn flush_inlined<S: Sum>(&mut self, out: &Disjoint<S>, shift: u32) {
+    unsafe fn flush_inlined<R: Receive>(&mut self, out: &R, shift: u32) {
         let plan = self.plan;
         let (g, mr, nr) = (&plan.g, plan.kernel.mr, plan.kernel.nr);
         let [[row, rows], [column, columns]] = self.channels;
         let (biases, sums) = self.sums.split_at_mut(plan.columns);
         let mut tiles = sums.chunks_exact(mr * plan.columns);
+        let mut total = 0;
         for run in plan.runs() {
-            for tile in 0..(run.taps * rows).div_ceil(mr) {
+            let place = |index: usize| {
+                let tap = run.first - plan.taps[0] + index / rows;
+                (tap * g.c_in + row + index % rows) * g.c_out + column
+            };
+            let end = run.taps * rows;
+            let ahead = (AHEAD_WEIGHTS / columns).clamp(1, end);
+            for index in 0..ahead {
+                out.expect(place(index), columns);
+            }
+            for tile in 0..end.div_ceil(mr) {
                 let sums = tiles.next().expect("the plan counts tiles");
-                for index in tile * mr..(run.taps * rows).min((tile + 1) * mr) {
-                    let tap = run.first - plan.taps[0] + index / rows;
-                    let at = (tap * g.c_in + row + index % rows) * g.c_out + column;
-                    for from in (0..columns).step_by(nr) {
-                        let width = nr.min(columns - from);
-                        let sums = &sums[from * mr + (index - tile * mr) * nr..][..width];
-                        // SAFETY: these weights are this block's alone, as the caller promises.
-                        let out = unsafe { out.piece(at + from, at + from + width) };
-                        for ((out, &sum), &bias) in out.iter_mut().zip(sums).zip(&biases[from..]) {
-                            *out = out.gain(sum, bias, shift);
-                        }
+                for index in tile * mr..end.min((tile + 1) * mr) {
+                    let at = place(index);
+                    if index + ahead < end {
+                        out.expect(place(index + ahead), columns);
                     }
+                    let mut whole = [0; CHANNELS];
+                    for (panel, (out, biases)) in whole[..columns].chunks_mut(nr).zip(biases.chunks(nr)).enumerate() {
+                        unbiased(out, &sums[(panel * mr + index - tile * mr) * nr..], biases);
+                    }
+                    // SAFETY: these weights are this block's alone, as the caller promises.
+                    total += unsafe { out.take(at, &whole[..columns], shift) };
                 }
             }
         }
-        self.sums.fill(0);
+        out.done(total);
     }
 }

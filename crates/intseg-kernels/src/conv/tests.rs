@@ -2,10 +2,12 @@
 
 use super::reference;
 use super::{
-    Addend, Conv2d, Convolution, Direction, Input, Line, Output, OutputData, Requantizer, WeightGradient, Weights,
+    Addend, Conv2d, Convolution, Direction, Input, Line, Masters, Output, OutputData, Requantizer, WeightGradient,
+    Weights,
 };
 use crate::requantize::Contribution;
-use crate::testing::Threads;
+use crate::sgd::{self, Update};
+use crate::testing::{Threads, random};
 use crate::{Context, Dither, Isa, Role};
 use proptest::prelude::*;
 use std::vec;
@@ -285,6 +287,66 @@ fn gradients(g: &Conv2d, input: &[i64], signed: bool, error: &[i8], shift: u32, 
             plan.run(ctx, &mut out, 0..taps, input, error, shift, &mut scratch);
             assert!(out.iter().zip(want).all(|(&a, &b)| i64::from(a) == b), "{} x{}", isa.name(), pool.0);
         }
+        if plan.learns(ctx) && shift == 0 {
+            let gradient: Vec<i64> = want.iter().map(|sum| sum - 5).collect();
+            learnt(ctx, plan, input, error, &gradient, &mut scratch);
+        }
+    }
+}
+
+/// Masters and momenta become what the gradient and the update make of them one after the other.
+fn learnt(ctx: Context, plan: WeightGradient, input: Input, error: &[i8], gradient: &[i64], scratch: &mut [i32]) {
+    let per_tap = plan.geometry.c_in * plan.geometry.c_out;
+    let taps = gradient.len() / per_tap;
+    let update = |first: usize| Update {
+        first,
+        gradient_shift: 0,
+        rate: 50_000,
+        rate_shift: 14,
+        decay_q40: 1 << 20,
+        momentum_q15: 29_491,
+        coarse: 0,
+        limit: 1 << 22,
+    };
+    let draw = |tensor| Dither::new(1, 2, tensor, Role::Update);
+    let masters = random(gradient.len(), 3, 24);
+    let momenta = random(gradient.len(), 4, 26);
+    let mut want = [masters.clone(), momenta.clone()];
+    let [master, momentum] = &mut want;
+    let reference = Context::reference();
+    let outside = sgd::update(reference, master, momentum, gradient, &update(0), [draw(5), draw(6)]);
+    for split in [taps, taps - 1] {
+        let mut out = [masters.clone(), momenta.clone()];
+        let [master, momentum] = &mut out;
+        let (master, last_master) = master.split_at_mut(split * per_tap);
+        let (momentum, last_momentum) = momentum.split_at_mut(split * per_tap);
+        let mut found = 0;
+        for (range, learnt) in [(0..split, [master, momentum]), (split..taps, [last_master, last_momentum])] {
+            let update = update(range.start * per_tap);
+            found += plan.learn(ctx, learnt, range, input, error, &update, [draw(5), draw(6)], scratch);
+        }
+        assert!(out == want && found == outside, "{} {:?}", ctx.isa.name(), plan.geometry);
+    }
+}
+
+#[test]
+fn a_weight_gradient_of_few_pixels_and_taps_on_padding_alone_is_the_definition() {
+    for (c_out, [in_h, in_w], reach) in [(300, [4, 5], 3), (20, [2, 3], 3), (260, [1, 1], 2), (17, [3, 9], 5)] {
+        let g = Conv2d {
+            batch: 3,
+            in_h,
+            in_w,
+            c_in: 18,
+            c_out,
+            kernel: [2 * reach + 1; 2],
+            stride: [1; 2],
+            dilation: [1; 2],
+            padding: [reach; 2],
+        };
+        let input = bytes(g.input_len(), Fill::Random, 1, 0, 255);
+        let error: Vec<i8> = narrow(&bytes(g.output_len(), Fill::Random, 2, -128, 127));
+        let want: Vec<i64> = reference::weight_gradient(&g, &input, &error).iter().map(|v| v + 5).collect();
+        gradients(&g, &input, false, &error, 0, &want);
     }
 }
 
@@ -347,6 +409,13 @@ fn images_of_few_channels_are_convolved_by_whole_rows_of_the_kernel() {
                             taps.clone(),
                             &weights.raw[taps.start * per_tap..taps.end * per_tap],
                         );
+                    }
+                    if !packed.is_empty() {
+                        let masters: Vec<i32> =
+                            weights.raw.iter().map(|&weight| (i32::from(weight) << 16) - 999).collect();
+                        let mut again = vec![Line([-1; 64]); packed.len()];
+                        plan.pack_masters(ctx, &mut again, Masters { values: &masters, fraction: 16, coarse: 0 });
+                        assert!(packed.iter().zip(&again).all(|(a, b)| a.0 == b.0), "{}", ctx.isa.name());
                     }
                     let mut out = vec![0; want.len()];
                     plan.run(ctx, &mut out, input, Weights { packed: &packed, ..weights }, scratch);

@@ -5,12 +5,14 @@
 //! blocks, in which input and error are interleaved four pixels at a time: `[pixels / 4][channel][4]`.
 
 use super::gather::{MAX_MR, MicroKernel, Reads, Tap};
-use super::shared_taps::{Plan, RowKernel};
+use super::receive::{Added, Learnt, Receive};
+use super::shared_taps::{AHEAD_WEIGHTS, Plan, RowKernel};
 use super::{Conv2d, Input, Line};
 use crate::bytes::as_u8;
 use crate::interleave::interleave;
 use crate::pool::Disjoint;
-use crate::{Context, Isa, scalar};
+use crate::sgd::Update;
+use crate::{Context, Dither, Isa, scalar};
 #[cfg(target_arch = "x86_64")]
 use crate::{avx2, avx512vnni, avx512vnni::convolution::Kernel};
 use core::ops::Range;
@@ -18,7 +20,7 @@ use core::ops::Range;
 /// Pixels of a block, a multiple of 4.
 const PIXELS: usize = 384;
 /// Channels of a block of input and of error. With the block's sums they fill half of a 1 MiB second-level cache.
-const CHANNELS: usize = 256;
+pub(super) const CHANNELS: usize = 256;
 /// Pixels after which i32 sums could wrap: `255 · 128 · 65 536 < 2^31`.
 pub(super) const FLUSH: usize = 65_536 / PIXELS * PIXELS;
 
@@ -26,8 +28,8 @@ pub(super) const FLUSH: usize = 65_536 / PIXELS * PIXELS;
 pub trait Sum: Copy + Send + Sync + Into<i64> {
     /// The sum and another value; the caller knows that it fits.
     fn plus(self, value: i64) -> Self;
-    /// With `(sum − 128 · bias) << shift` added.
-    fn gain(self, sum: i32, bias: i32, shift: u32) -> Self;
+    /// With `sum << shift` added.
+    fn gain(self, sum: i32, shift: u32) -> Self;
 }
 
 impl Sum for i32 {
@@ -37,9 +39,9 @@ impl Sum for i32 {
     }
 
     #[inline(always)]
-    fn gain(self, sum: i32, bias: i32, shift: u32) -> Self {
+    fn gain(self, sum: i32, shift: u32) -> Self {
         // What fits 32 bits in the end may wrap before.
-        self.wrapping_add(sum.wrapping_sub(bias.wrapping_mul(128)) << shift)
+        self.wrapping_add(sum << shift)
     }
 }
 
@@ -50,8 +52,8 @@ impl Sum for i64 {
     }
 
     #[inline(always)]
-    fn gain(self, sum: i32, bias: i32, shift: u32) -> Self {
-        self + ((i64::from(sum) - 128 * i64::from(bias)) << shift)
+    fn gain(self, sum: i32, shift: u32) -> Self {
+        self + (i64::from(sum) << shift)
     }
 }
 
@@ -113,6 +115,11 @@ impl WeightGradient {
 
     /// How several taps share a packing, where that is better.
     fn shared(&self, ctx: Context, taps: Range<usize>) -> Option<Plan> {
+        // So few pixels are packed in no time, and tap by tap those on padding are left out and blocks have long rows.
+        let g = &self.geometry;
+        if g.batch * g.out_h() * g.out_w() <= PIXELS && g.c_out >= CHANNELS {
+            return None;
+        }
         let kernels: &[RowKernel] = match ctx.isa {
             Isa::Scalar => return None,
             #[cfg(target_arch = "x86_64")]
@@ -153,6 +160,47 @@ impl WeightGradient {
         shift: u32,
         scratch: &mut [i32],
     ) {
+        self.check(ctx, [out.len(); 2], taps.clone(), input, error, scratch);
+        match ctx.isa {
+            Isa::Scalar => scalar::weight_gradient::run(&self.geometry, ctx, out, taps, input, error, shift),
+            #[cfg(target_arch = "x86_64")]
+            _ => self.hand_over(ctx, &Added(Disjoint::new(out)), taps, input, error, shift, scratch),
+        }
+    }
+
+    /// Whether [`WeightGradient::learn`] can run: where 32 bits hold the sums, on every instruction set but portable code.
+    pub fn learns(&self, ctx: Context) -> bool {
+        self.is_narrow() && ctx.isa != Isa::Scalar
+    }
+
+    /// Updates the masters and the momenta of some taps from their gradient, as [`WeightGradient::run`] and then
+    /// [`crate::sgd::update`] do: the gradient itself is never in memory. Returns how many masters lie beyond the limit.
+    ///
+    /// # Panics
+    /// As [`WeightGradient::run`]; where [`WeightGradient::learns`] is false; and when gradients are to be rounded, which
+    /// needs the largest of them.
+    #[allow(clippy::too_many_arguments, reason = "the operands of the product, and what is learnt")]
+    pub fn learn(
+        &self,
+        ctx: Context,
+        [masters, momenta]: [&mut [i32]; 2],
+        taps: Range<usize>,
+        input: Input,
+        error: &[i8],
+        update: &Update,
+        dithers: [Dither; 2],
+        scratch: &mut [i32],
+    ) -> usize {
+        assert!(self.learns(ctx) && update.gradient_shift == 0, "the gradient is needed as a whole");
+        self.check(ctx, [masters.len(), momenta.len()], taps.clone(), input, error, scratch);
+        let learnt = Learnt::new(masters, momenta, update, dithers);
+        #[cfg(target_arch = "x86_64")]
+        self.hand_over(ctx, &learnt, taps, input, error, 0, scratch);
+        learnt.outside()
+    }
+
+    /// Panics when a slice has another length than the geometry says, or the input another sign than the plan.
+    fn check(&self, ctx: Context, out: [usize; 2], taps: Range<usize>, input: Input, error: &[i8], scratch: &[i32]) {
         let (len, signed) = match input {
             Input::U8(data) => (data.len(), false),
             Input::I8(data) => (data.len(), true),
@@ -162,19 +210,31 @@ impl WeightGradient {
         assert_eq!(error.len(), self.geometry.output_len(), "error");
         let [kh, kw] = self.geometry.kernel;
         assert!(taps.end <= kh * kw, "taps");
-        assert_eq!(out.len(), taps.len() * self.geometry.c_in * self.geometry.c_out, "weight gradient");
-        assert!(scratch.len() >= self.scratch_len(ctx, taps.clone()), "scratch");
+        assert_eq!(out, [taps.len() * self.geometry.c_in * self.geometry.c_out; 2], "weight gradient");
+        assert!(scratch.len() >= self.scratch_len(ctx, taps), "scratch");
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[allow(clippy::too_many_arguments, reason = "the operands of the product")]
+    fn hand_over<R: Receive>(
+        &self,
+        ctx: Context,
+        out: &R,
+        taps: Range<usize>,
+        input: Input,
+        error: &[i8],
+        shift: u32,
+        scratch: &mut [i32],
+    ) {
         if let Some(plan) = self.shared(ctx, taps.clone()) {
             let (input, flip) = unsigned(input);
             return plan.run(ctx, out, input, flip, error, shift, scratch);
         }
         match ctx.isa {
-            Isa::Scalar => scalar::weight_gradient::run(&self.geometry, ctx, out, taps, input, error, shift),
-            #[cfg(target_arch = "x86_64")]
+            Isa::Scalar => unreachable!("portable code adds sums by itself"),
             Isa::Avx2(isa) => {
                 self.run_with(avx2::convolution::Kernel::new(isa, false), ctx, out, taps, input, error, shift, scratch);
             }
-            #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni(isa) => match self.tile() {
                 [14, 32] => self.run_with(Kernel::<14, 2, false>(isa), ctx, out, taps, input, error, shift, scratch),
                 [12, 32] => self.run_with(Kernel::<12, 2, false>(isa), ctx, out, taps, input, error, shift, scratch),
@@ -187,11 +247,11 @@ impl WeightGradient {
     }
 
     #[allow(clippy::too_many_arguments, reason = "the operands of the product")]
-    fn run_with<K: MicroKernel, S: Sum>(
+    fn run_with<K: MicroKernel, R: Receive>(
         &self,
         kernel: K,
         ctx: Context,
-        out: &mut [S],
+        out: &R,
         taps: Range<usize>,
         input: Input,
         error: &[i8],
@@ -200,7 +260,7 @@ impl WeightGradient {
     ) {
         let g = self.geometry;
         let blocks = Blocks::new(&g, [K::MR, K::NR], ctx.pool.threads());
-        let (out, scratch) = (Disjoint::new(out), Disjoint::new(scratch));
+        let scratch = Disjoint::new(scratch);
         let per_tap = blocks.row_blocks * blocks.column_blocks;
         ctx.pool.run(taps.len() * per_tap, &|task, worker| {
             let len = blocks.scratch_per_worker();
@@ -215,7 +275,7 @@ impl WeightGradient {
                     // SAFETY: tasks have disjoint taps or disjoint blocks of channels.
                     ctx.isa.vectorize(
                         #[inline(always)]
-                        || unsafe { block.flush(&out, [K::MR, K::NR], shift) },
+                        || unsafe { block.flush(out, [K::MR, K::NR], shift) },
                     );
                     since_flush = 0;
                 }
@@ -306,8 +366,10 @@ struct Block<'a> {
     input: &'a mut [u8],
     /// `[panel][PIXELS / 4][NR][4]`.
     error: &'a mut [Line],
-    /// `[panel][row tile][MR][NR]`.
+    /// `[panel][row tile][MR][NR]`, of any value while there are none.
     sums: &'a mut [i32],
+    /// Whether there are sums.
+    begun: bool,
     /// For signed input, the sum of each output channel's errors since the last flush.
     error_sums: &'a mut [i32],
     signed: bool,
@@ -327,7 +389,6 @@ impl<'a> Block<'a> {
         let (_, rest, _) = unsafe { rest.align_to_mut::<i32>() };
         let (sums, rest) = rest.split_at_mut(blocks.rows * blocks.columns);
         let error_sums = &mut rest[..blocks.columns];
-        sums.fill(0);
         error_sums.fill(0);
         Block {
             c_in: g.c_in,
@@ -339,6 +400,7 @@ impl<'a> Block<'a> {
             input,
             error,
             sums,
+            begun: false,
             error_sums,
             signed: false,
         }
@@ -397,33 +459,53 @@ impl<'a> Block<'a> {
                 let reads = Reads { taps: &[Tap { index: 0, sources: 0, offset: 0 }], sources: &[sources] };
                 // SAFETY: row `m` of every group lies in the packed input, `4 · packed_rows` bytes after that of the
                 // group before.
-                unsafe { kernel.accumulate(sums, true, error, reads, groups, self.packed_rows * 4) };
+                unsafe { kernel.accumulate(sums, self.begun, error, reads, groups, self.packed_rows * 4) };
             }
         }
+        self.begun = true;
     }
 
-    /// Adds the sums to `out` and starts over.
+    /// Hands the sums over and starts over.
     ///
     /// # Safety
     /// No other block of the same tap and channels may flush at the same time.
     #[inline(always)]
-    unsafe fn flush<S: Sum>(&mut self, out: &Disjoint<S>, [mr, nr]: [usize; 2], shift: u32) {
-        let row_tiles = self.packed_rows / mr;
-        for panel in 0..self.columns[1].div_ceil(nr) {
-            let width = nr.min(self.columns[1] - panel * nr);
-            for row in 0..self.rows[1] {
-                let sums = &self.sums[((panel * row_tiles + row / mr) * mr + row % mr) * nr..][..width];
-                let at = (self.tap * self.c_in + self.rows[0] + row) * self.c_out + self.columns[0] + panel * nr;
-                // SAFETY: these weights are this block's alone, as the caller promises.
-                let out = unsafe { out.piece(at, at + width) };
-                let biases = &self.error_sums[panel * nr..];
-                for ((out, &sum), &bias) in out.iter_mut().zip(sums).zip(biases) {
-                    *out = out.gain(sum, bias, shift);
-                }
-            }
+    unsafe fn flush<R: Receive>(&mut self, out: &R, [mr, nr]: [usize; 2], shift: u32) {
+        if !self.begun {
+            // No pixel reads the image.
+            self.sums.fill(0);
         }
-        self.sums.fill(0);
+        let row_tiles = self.packed_rows / mr;
+        let columns = self.columns[1];
+        let place = |row: usize| (self.tap * self.c_in + self.rows[0] + row) * self.c_out + self.columns[0];
+        let ahead = (AHEAD_WEIGHTS / columns).clamp(1, self.rows[1]);
+        for row in 0..ahead {
+            out.expect(place(row), columns);
+        }
+        let mut total = 0;
+        for row in 0..self.rows[1] {
+            if row + ahead < self.rows[1] {
+                out.expect(place(row + ahead), columns);
+            }
+            let mut whole = [0; CHANNELS];
+            for (panel, (out, biases)) in whole[..columns].chunks_mut(nr).zip(self.error_sums.chunks(nr)).enumerate() {
+                let sums = &self.sums[((panel * row_tiles + row / mr) * mr + row % mr) * nr..];
+                unbiased(out, sums, biases);
+            }
+            // SAFETY: these weights are this block's alone, as the caller promises.
+            total += unsafe { out.take(place(row), &whole[..columns], shift) };
+        }
+        out.done(total);
+        self.begun = false;
         self.error_sums.fill(0);
+    }
+}
+
+/// Sums of pixels without what the bias of signed input added. The result fits 32 bits: there are at most [`FLUSH`] pixels.
+#[inline(always)]
+pub(super) fn unbiased(out: &mut [i32], sums: &[i32], biases: &[i32]) {
+    for ((out, &sum), &bias) in out.iter_mut().zip(sums).zip(biases) {
+        *out = sum.wrapping_sub(bias.wrapping_mul(128));
     }
 }
 

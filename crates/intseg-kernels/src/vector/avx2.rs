@@ -5,14 +5,16 @@
 
 use super::{LANES, Vector, WORD_LANES, Words};
 use core::arch::x86_64::{
-    __m128i, __m256i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_packs_epi16, _mm_packus_epi16, _mm_setr_epi8,
-    _mm_shuffle_epi8, _mm_srli_si128, _mm_storeu_si128, _mm_unpackhi_epi64, _mm_unpacklo_epi64, _mm256_add_epi16,
-    _mm256_add_epi32, _mm256_and_si256, _mm256_blendv_epi8, _mm256_castsi256_si128, _mm256_cmpgt_epi32,
-    _mm256_cvtepi8_epi16, _mm256_cvtepi8_epi32, _mm256_cvtepi16_epi32, _mm256_cvtepu8_epi16, _mm256_cvtepu8_epi32,
-    _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_max_epi32, _mm256_min_epi32,
-    _mm256_mullo_epi32, _mm256_packs_epi32, _mm256_permute4x64_epi64, _mm256_set1_epi32, _mm256_sll_epi32,
-    _mm256_sra_epi32, _mm256_srav_epi32, _mm256_srl_epi32, _mm256_storeu_si256, _mm256_sub_epi16, _mm256_sub_epi32,
-    _mm256_xor_si256,
+    __m128i, __m256i, _mm_add_epi32, _mm_cvtsi32_si128, _mm_cvtsi128_si32, _mm_loadu_si128, _mm_max_epi32,
+    _mm_packs_epi16, _mm_packus_epi16, _mm_setr_epi8, _mm_shuffle_epi8, _mm_shuffle_epi32, _mm_srli_si128,
+    _mm_storeu_si128, _mm_unpackhi_epi64, _mm_unpacklo_epi64, _mm256_add_epi16, _mm256_add_epi32, _mm256_add_epi64,
+    _mm256_and_si256, _mm256_blendv_epi8, _mm256_castsi256_ps, _mm256_castsi256_si128, _mm256_cmpgt_epi32,
+    _mm256_cmpgt_epi64, _mm256_cvtepi8_epi16, _mm256_cvtepi8_epi32, _mm256_cvtepi16_epi32, _mm256_cvtepu8_epi16,
+    _mm256_cvtepu8_epi32, _mm256_extracti128_si256, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_max_epi32,
+    _mm256_min_epi32, _mm256_movemask_ps, _mm256_mul_epu32, _mm256_mullo_epi32, _mm256_or_si256, _mm256_packs_epi32,
+    _mm256_permute4x64_epi64, _mm256_set1_epi32, _mm256_set1_epi64x, _mm256_sll_epi32, _mm256_slli_epi64,
+    _mm256_sra_epi32, _mm256_srav_epi32, _mm256_srl_epi32, _mm256_srl_epi64, _mm256_srli_epi64, _mm256_storeu_si256,
+    _mm256_sub_epi16, _mm256_sub_epi32, _mm256_xor_si256,
 };
 
 /// Thirty-two lanes: the first sixteen, the last sixteen.
@@ -80,6 +82,7 @@ impl Vector for Vector256 {
     /// All bits of a lane, or none.
     type Mask = Vector256;
     type Words = Words256;
+    type Table<'a> = &'a [u16; 256];
 
     #[inline(always)]
     fn splat(value: i32) -> Self {
@@ -239,5 +242,72 @@ impl Vector for Vector256 {
     fn or_else(self, mask: Self::Mask, other: Self) -> Self {
         // SAFETY: the instructions are there (see above).
         unsafe { Self(_mm256_blendv_epi8(other.0, self.0, mask.0), _mm256_blendv_epi8(other.1, self.1, mask.1)) }
+    }
+    #[inline(always)]
+    fn bits(mask: Self::Mask) -> u32 {
+        // SAFETY: the instructions are there (see above).
+        let half = |half| unsafe { _mm256_movemask_ps(_mm256_castsi256_ps(half)) } as u32;
+        half(mask.0) | half(mask.1) << 8
+    }
+    #[inline(always)]
+    fn scaled(self, factor: u32, add: u64, shift: u32, limit: u32) -> Self {
+        Self(scaled(self.0, factor, add, shift, limit), scaled(self.1, factor, add, shift, limit))
+    }
+    #[inline(always)]
+    fn largest(self) -> i32 {
+        // SAFETY: the instructions are there (see above).
+        unsafe {
+            let max = _mm256_max_epi32(self.0, self.1);
+            let max = _mm_max_epi32(_mm256_castsi256_si128(max), _mm256_extracti128_si256::<1>(max));
+            let max = _mm_max_epi32(max, _mm_shuffle_epi32::<0b01_00_11_10>(max));
+            _mm_cvtsi128_si32(_mm_max_epi32(max, _mm_shuffle_epi32::<0b10_11_00_01>(max)))
+        }
+    }
+    #[inline(always)]
+    fn total(self) -> i32 {
+        // SAFETY: the instructions are there (see above).
+        unsafe {
+            let sum = _mm256_add_epi32(self.0, self.1);
+            let sum = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
+            let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b01_00_11_10>(sum));
+            _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32::<0b10_11_00_01>(sum)))
+        }
+    }
+    #[inline(always)]
+    fn table(values: &[u16; 256]) -> &[u16; 256] {
+        values
+    }
+    #[inline(always)]
+    fn look_up(self, table: &&[u16; 256]) -> Self {
+        let mut lanes = [0; LANES];
+        self.store_i32(&mut lanes);
+        for lane in &mut lanes {
+            *lane = table[(*lane & 255) as usize].into();
+        }
+        Self::load_i32(&lanes)
+    }
+}
+
+/// [`Vector::scaled`] of eight lanes.
+#[inline(always)]
+fn scaled(lanes: __m256i, factor: u32, add: u64, shift: u32, limit: u32) -> __m256i {
+    // SAFETY: the instructions are there (see above).
+    unsafe {
+        let even = scaled_even(lanes, factor, add, shift, limit);
+        let odd = scaled_even(_mm256_srli_epi64::<32>(lanes), factor, add, shift, limit);
+        _mm256_or_si256(even, _mm256_slli_epi64::<32>(odd))
+    }
+}
+
+/// Of the even lanes, as 64 bits.
+#[inline(always)]
+fn scaled_even(lanes: __m256i, factor: u32, add: u64, shift: u32, limit: u32) -> __m256i {
+    // SAFETY: the instructions are there (see above).
+    unsafe {
+        let product = _mm256_mul_epu32(lanes, _mm256_set1_epi64x(factor.into()));
+        let sum = _mm256_add_epi64(product, _mm256_set1_epi64x(add as i64));
+        let shifted = _mm256_srl_epi64(sum, _mm_cvtsi32_si128(shift as i32));
+        let limit = _mm256_set1_epi64x(limit.into());
+        _mm256_blendv_epi8(shifted, limit, _mm256_cmpgt_epi64(shifted, limit))
     }
 }

@@ -41,6 +41,8 @@ pub(crate) trait Vector: Copy {
     type Mask: Copy;
     /// The same instruction set's vector of 16-bit integers.
     type Words: Words;
+    /// 256 values of 16 bits.
+    type Table<'a>: Copy;
 
     fn splat(value: i32) -> Self;
     fn load_i32(from: &[i32; LANES]) -> Self;
@@ -76,6 +78,19 @@ pub(crate) trait Vector: Copy {
     fn keep(self, mask: Self::Mask) -> Self;
     /// `self` where the mask holds, `other` elsewhere.
     fn or_else(self, mask: Self::Mask, other: Self) -> Self;
+    /// The mask, a bit a lane.
+    fn bits(mask: Self::Mask) -> u32;
+    /// Of unsigned lanes, `(self · factor + add) >> shift` in 64 bits, at most `limit`. `shift` is 0..=63; product and
+    /// sum must stay below 2^63.
+    fn scaled(self, factor: u32, add: u64, shift: u32, limit: u32) -> Self;
+    /// The largest lane.
+    fn largest(self) -> i32;
+    /// The sum of the lanes.
+    fn total(self) -> i32;
+    /// Makes a table ready for [`Vector::look_up`].
+    fn table(values: &[u16; 256]) -> Self::Table<'_>;
+    /// The table's value at each lane, which must be 0..=255.
+    fn look_up(self, table: &Self::Table<'_>) -> Self;
 
     /// `self / 2^shift` to nearest, ties to even. `shift` is 0..=31; `|self|` and half a unit together must fit.
     #[inline(always)]
@@ -273,6 +288,11 @@ mod tests {
                 a.stochastic(shift, b),
                 a.within(V::splat(-1000), V::splat(77)),
                 a.add_narrow_product(a.shr_unsigned(17), b.shr(16)),
+                a.scaled(0x3FFF_FFFF, 1 << 40, 2 * shift, shift << 27),
+                V::splat(a.largest()),
+                V::splat(a.total()),
+                V::splat(V::bits(a.greater(b)) as i32),
+                a.and(V::splat(255)).look_up(&V::table(&table())),
             ];
             let (mut i8s, mut u8s, mut i16s) = ([0i8; LANES], [0u8; LANES], [0i16; LANES]);
             a.shr(24).store_i8(&mut i8s);
@@ -289,7 +309,14 @@ mod tests {
         }
     }
 
-    fn naive(a: i32, b: i32, shift: u32) -> Vec<i32> {
+    fn table() -> [u16; 256] {
+        core::array::from_fn(|k| (k * 60_013) as u16)
+    }
+
+    /// Lane `k` of every operation's result.
+    fn naive(all: [&[i32; LANES]; 2], k: usize, shift: u32) -> Vec<i32> {
+        let (a, b) = (all[0][k], all[1][k]);
+        let greater = (0..LANES).filter(|&k| all[0][k] > all[1][k]);
         vec![
             a.wrapping_add(b),
             a.wrapping_sub(b),
@@ -308,6 +335,11 @@ mod tests {
             stochastic_i32(a, shift, b as u32),
             a.clamp(-1000, 77),
             a.wrapping_add((a as u32 >> 17) as i32 * (b >> 16)),
+            ((u64::from(a as u32) * 0x3FFF_FFFF + (1 << 40)) >> (2 * shift)).min((shift << 27).into()) as i32,
+            *all[0].iter().max().unwrap(),
+            all[0].iter().fold(0, |sum, &v| sum.wrapping_add(v)),
+            greater.map(|k| 1 << k).sum(),
+            table()[(a & 255) as usize].into(),
             a >> 24,
             (a as u32 >> 24) as i32,
             a >> 16,
@@ -326,7 +358,7 @@ mod tests {
             let shift = round as u32 % 32;
             for isa in Isa::available() {
                 for (op, lanes) in isa.run_loop(All(&a, &b, shift)).into_iter().enumerate() {
-                    let want: [i32; LANES] = core::array::from_fn(|k| naive(a[k], b[k], shift)[op]);
+                    let want: [i32; LANES] = core::array::from_fn(|k| naive([&a, &b], k, shift)[op]);
                     assert_eq!(lanes, want, "{}: operation {op} of {a:?} and {b:?} by {shift}", isa.name());
                 }
             }

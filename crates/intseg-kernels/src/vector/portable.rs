@@ -44,6 +44,7 @@ impl Words for [i16; WORD_LANES] {
 
 impl Vector for Lanes {
     type Mask = [bool; LANES];
+    type Table<'a> = &'a [u16; 256];
     type Words = [i16; WORD_LANES];
 
     #[inline(always)]
@@ -141,5 +142,30 @@ impl Vector for Lanes {
     #[inline(always)]
     fn or_else(self, mask: Self::Mask, other: Self) -> Self {
         Lanes(from_fn(|k| if mask[k] { self.0[k] } else { other.0[k] }))
+    }
+    #[inline(always)]
+    fn bits(mask: Self::Mask) -> u32 {
+        mask.iter().enumerate().fold(0, |bits, (k, &lane)| bits | u32::from(lane) << k)
+    }
+    #[inline(always)]
+    fn scaled(self, factor: u32, add: u64, shift: u32, limit: u32) -> Self {
+        let scaled = |v: i32| (u64::from(v as u32) * u64::from(factor) + add) >> shift;
+        self.map(|v| scaled(v).min(limit.into()) as i32)
+    }
+    #[inline(always)]
+    fn largest(self) -> i32 {
+        self.0.into_iter().fold(i32::MIN, i32::max)
+    }
+    #[inline(always)]
+    fn total(self) -> i32 {
+        self.0.into_iter().fold(0, i32::wrapping_add)
+    }
+    #[inline(always)]
+    fn table(values: &[u16; 256]) -> &[u16; 256] {
+        values
+    }
+    #[inline(always)]
+    fn look_up(self, table: &&[u16; 256]) -> Self {
+        self.map(|v| table[(v & 255) as usize].into())
     }
 }

@@ -25,7 +25,7 @@ pub struct Conv {
     error_exponent: i32,
 }
 
-/// Weights that are packed at once, or whose gradient is computed and used at once.
+/// Weights whose gradient is computed and used at once.
 const AT_ONCE: usize = 1 << 21;
 
 impl Conv {
@@ -48,7 +48,7 @@ impl Conv {
     /// The integers in use, `[KH, KW, C_in, C_out]`.
     pub fn weights_in_use(&self, bits: u32) -> Vec<i8> {
         let mut weights = vec![0; self.weight.master.len()];
-        self.weight.in_use_i8(Context::reference(), bits, 0, &mut weights);
+        self.weight.in_use_i8(Context::reference(), bits, &mut weights);
         weights
     }
 
@@ -90,15 +90,11 @@ impl Conv {
         let lines = pass.packed_len(step.kernels.isa);
         let mut words = step.buffers.take_i32(Line::words(lines));
         let packed = &mut Line::in_words(&mut words)[..lines];
-        let taps = self.weight.master.len() / self.per_tap();
-        // Portable code reads all weights as they are; others read packed ones, packed a few taps at a time.
-        let at_once = if packed.is_empty() { taps } else { (AT_ONCE / self.per_tap()).clamp(1, taps) };
-        let mut raw = step.buffers.take_i8(at_once * self.per_tap());
-        for first in (0..taps).step_by(at_once) {
-            let range = first..taps.min(first + at_once);
-            let raw = &mut raw[..range.len() * self.per_tap()];
-            self.weight.in_use_i8(step.kernels, step.bits.w, first * self.per_tap(), raw);
-            pass.pack_taps(step.kernels, packed, range, raw);
+        // Portable code reads weights as they are; others read packed ones.
+        let mut raw = step.buffers.take_i8(if packed.is_empty() { self.weight.master.len() } else { 0 });
+        match packed.is_empty() {
+            true => self.weight.in_use_i8(step.kernels, step.bits.w, &mut raw),
+            false => pass.pack_masters(step.kernels, packed, self.weight.in_use(step.bits.w)),
         }
         let mut scratch = step.buffers.take_i32(pass.scratch_len(step.kernels));
         let weights = Weights { raw: &raw, packed };
@@ -158,6 +154,28 @@ impl Conv {
     fn learnt_at_once(&self, step: &Step) -> usize {
         let taps = self.weight.master.len() / self.per_tap();
         if step.bits.g == 32 { (AT_ONCE / self.per_tap()).clamp(1, taps) } else { taps }
+    }
+
+    /// Updates the weights from sums that never are a gradient in memory, `at_once` taps at a time.
+    fn learn_directly(
+        &mut self,
+        step: &Step,
+        pass: WeightGradient,
+        input: &Tensor,
+        rate: &Rate,
+        at_once: usize,
+    ) -> usize {
+        let taps = self.weight.master.len() / self.per_tap();
+        let exponent = input.exponent + self.error_exponent;
+        let mut saturated = 0;
+        for first in (0..taps).step_by(at_once) {
+            let range = first..taps.min(first + at_once);
+            let mut scratch = step.buffers.take_i32(pass.scratch_len(step.kernels, range.clone()));
+            let (input, error) = (as_input(input), &self.error[0]);
+            saturated += self.weight.descend_by(step, rate, pass, range, input, error, exponent, &mut scratch);
+            step.buffers.give_i32(scratch);
+        }
+        saturated
     }
 
     /// Computes the gradient and updates the weights, as many taps at a time as `gradient` holds: the gradient of all
@@ -260,7 +278,9 @@ impl Operator for Conv {
     fn learn(&mut self, step: &Step, inputs: &[&Tensor], rate: &Rate) {
         let pass = WeightGradient { geometry: self.geometry(inputs[0].shape), signed: self.signed };
         let at_once = self.learnt_at_once(step);
-        let saturated = if pass.is_narrow() && self.error.len() == 1 {
+        let saturated = if self.error.len() == 1 && step.bits.g == 32 && pass.learns(step.kernels) {
+            self.learn_directly(step, pass, inputs[0], rate, at_once)
+        } else if pass.is_narrow() && self.error.len() == 1 {
             let mut gradient = step.buffers.take_i32(at_once * self.per_tap());
             let saturated = self.learn_weights(step, pass, inputs[0], rate, &mut gradient, 0);
             step.buffers.give_i32(gradient);

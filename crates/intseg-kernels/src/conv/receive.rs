@@ -1,0 +1,90 @@
+//! What becomes of the sums of a weight gradient.
+
+use super::Sum;
+use crate::Dither;
+use crate::pool::Disjoint;
+use crate::sgd::{Rule, Update};
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+/// Takes the sums of weights `[taps, C_in, C_out]`.
+pub(crate) trait Receive: Sync {
+    /// Takes `sum << shift` of the weights from `at` on; returns what [`Receive::done`] wants to know. To be
+    /// inlined into code that is compiled for an instruction set.
+    ///
+    /// # Safety
+    /// No two calls that overlap in time may have a weight in common.
+    unsafe fn take(&self, at: usize, sums: &[i32], shift: u32) -> u32;
+
+    /// Ends a sequence of calls with the sum of what they returned: threads that wrote to one place in each would wait for
+    /// each other.
+    fn done(&self, total: u32);
+
+    /// Says that the sums of `len` weights from `at` on follow soon.
+    fn expect(&self, at: usize, len: usize);
+}
+
+/// Sums that are added to what is there.
+pub(crate) struct Added<'a, S>(pub Disjoint<'a, S>);
+
+impl<S: Sum> Receive for Added<'_, S> {
+    #[inline(always)]
+    unsafe fn take(&self, at: usize, sums: &[i32], shift: u32) -> u32 {
+        // SAFETY: these weights are this call's alone, as the caller promises.
+        let out = unsafe { self.0.piece(at, at + sums.len()) };
+        for (out, &sum) in out.iter_mut().zip(sums) {
+            *out = out.gain(sum, shift);
+        }
+        0
+    }
+
+    fn done(&self, _: u32) {}
+
+    #[inline(always)]
+    fn expect(&self, _: usize, _: usize) {}
+}
+
+/// Sums that masters and momenta are updated with: they never lie in memory, which masters and momenta come from. Sums of
+/// a weight must come once, and be whole.
+pub(crate) struct Learnt<'a> {
+    masters: Disjoint<'a, i32>,
+    momenta: Disjoint<'a, i32>,
+    rule: Rule,
+    outside: AtomicUsize,
+}
+
+impl<'a> Learnt<'a> {
+    /// Into as many masters as momenta.
+    pub fn new(masters: &'a mut [i32], momenta: &'a mut [i32], update: &Update, dithers: [Dither; 2]) -> Self {
+        let rule = Rule::new(update, dithers);
+        Learnt { masters: Disjoint::new(masters), momenta: Disjoint::new(momenta), rule, outside: AtomicUsize::new(0) }
+    }
+
+    /// How many masters were left beyond the limit.
+    pub fn outside(self) -> usize {
+        self.outside.into_inner()
+    }
+}
+
+impl Receive for Learnt<'_> {
+    #[inline(always)]
+    unsafe fn take(&self, at: usize, sums: &[i32], shift: u32) -> u32 {
+        debug_assert_eq!(shift, 0, "the halves of a 16-bit error come one after the other");
+        // SAFETY: these weights are this call's alone, as the caller promises.
+        let masters = unsafe { self.masters.piece(at, at + sums.len()) };
+        // SAFETY: as above.
+        let momenta = unsafe { self.momenta.piece(at, at + sums.len()) };
+        self.rule.apply(at, masters, momenta, sums)
+    }
+
+    fn done(&self, total: u32) {
+        self.outside.fetch_add(total as usize, Ordering::Relaxed);
+    }
+
+    #[inline(always)]
+    fn expect(&self, at: usize, len: usize) {
+        for at in (at..at + len).step_by(16) {
+            self.masters.fetch(at);
+            self.momenta.fetch(at);
+        }
+    }
+}
