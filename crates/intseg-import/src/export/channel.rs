@@ -75,7 +75,7 @@ pub fn scale_f32(scale: f64) -> f32 {
 
 /// Whether a scale is no 32-bit float, but close to one with few bits: then sums have to be exact before they are
 /// multiplied, or ties round either way.
-pub fn is_near_round(scale: f64) -> bool {
+fn is_near_round(scale: f64) -> bool {
     const ROUND_BITS: u32 = 8;
     let nearest = scale as f32;
     nearest.is_normal() && f64::from(nearest) != scale && nearest.to_bits().trailing_zeros() >= ROUND_BITS

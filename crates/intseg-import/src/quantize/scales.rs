@@ -235,7 +235,7 @@ pub fn choose(
         let rounding = histogram.noise(step, f64::INFINITY);
         let holds = |largest: f64| if step * levels * 1.000_001 >= largest { rounding } else { f64::INFINITY };
         match options.ranges {
-            // Nothing can be said of how many would be cut off.
+            // How many others would be cut off is not known.
             _ if statistics[node].are_few() => holds(histogram.largest),
             Ranges::Maximum => holds(histogram.largest),
             Ranges::Percentile(share) => holds(histogram.percentile(share)),

@@ -9,6 +9,8 @@ use rayon::prelude::*;
 
 /// Values of a channel that are enough to have seen how far it reaches.
 const ENOUGH: f64 = 65_536.0;
+/// Values of a channel of which nothing but the largest can be said.
+const FEW: usize = 1024;
 
 /// Extremes of each channel of a node's output.
 #[derive(Clone, Debug)]
@@ -59,16 +61,16 @@ impl Channels {
         self.finite &= other.finite;
     }
 
-    /// Whether so few values were seen that others will lie beyond them: behind global pooling there is one an image.
+    /// Whether so few values were seen that their distribution is not known: behind global pooling there is one an image.
     pub fn are_few(&self) -> bool {
-        (self.count as f64) < ENOUGH
+        self.count < FEW
     }
 
     /// How far a channel is expected to reach of what it was seen to. The largest of n values of a normal distribution is
     /// about √(2 ln n) deviations from its mean.
     fn expected(&self, k: usize, seen: f32) -> f64 {
         // Nothing below 0 is seen of what cannot be.
-        if seen == 0.0 || !self.are_few() {
+        if seen == 0.0 || self.count as f64 >= ENOUGH {
             return seen.into();
         }
         let (count, mean) = (self.count.max(2) as f64, self.sums[k] / self.count.max(1) as f64);
