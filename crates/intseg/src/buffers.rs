@@ -1,6 +1,7 @@
 //! Reuse of buffers between the steps of a training run.
 
 use crate::tensor::{Mantissas, Tensor};
+use intseg_kernels::large_pages::prefer_large_pages;
 use std::cell::RefCell;
 
 /// Buffers that were used before and are free now. After the first step of a run every `take` finds one, so a steady
@@ -40,7 +41,9 @@ impl<T: Copy + Default> Shelf<T> {
             Some(fit) if fit.capacity() >= len => fit,
             small => {
                 drop(small);
-                Vec::with_capacity(len)
+                let mut new = Vec::with_capacity(len);
+                prefer_large_pages(new.spare_capacity_mut());
+                new
             }
         };
         buffer.resize(len, T::default());

@@ -2,6 +2,7 @@
 
 use crate::ops::Step;
 use intseg_kernels::conv::{Masters, Sum};
+use intseg_kernels::large_pages::prefer_large_pages;
 use intseg_kernels::round::{bit_length, half_even_i32, half_even_i64};
 use intseg_kernels::sgd::{self, Update};
 use intseg_kernels::{Context, Dither, Input, Role, WeightGradient};
@@ -86,7 +87,7 @@ impl Parameter {
             shape: shape.to_vec(),
             kind,
             exponent,
-            momentum: vec![0; master.len()],
+            momentum: in_large_pages(master.len(), std::iter::repeat_n(0, master.len())),
             mean: Vec::new(),
             master,
             gradient: Vec::new(),
@@ -101,12 +102,12 @@ impl Parameter {
         let fan_in = (shape[0] * shape[1] * shape[2]) as u64;
         let deviation_q30 = ((2u64 << 60) / fan_in).isqrt() as i64;
         // Sums first, scaled in place: 64-bit values of a large layer would be the largest tensor of a run.
-        let mut master: Vec<i32> = (0..shape.iter().product())
-            .map(|i| {
-                let parts = (0..6).map(|k| draw.at(i * 6 + k)).map(|r| (r & 0xFFFF) as i32 + (r >> 16) as i32);
-                parts.sum::<i32>() - 6 * 65_536
-            })
-            .collect();
+        let len = shape.iter().product();
+        let sums = (0..len).map(|i| {
+            let parts = (0..6).map(|k| draw.at(i * 6 + k)).map(|r| (r & 0xFFFF) as i32 + (r >> 16) as i32);
+            parts.sum::<i32>() - 6 * 65_536
+        });
+        let mut master = in_large_pages(len, sums);
         let largest = master.iter().fold(0, |max: u64, v| max.max(v.unsigned_abs().into()));
         let exponent = bit_length((largest * deviation_q30 as u64).max(1)) as i32 - 46 - 7;
         let drop = (exponent - 16 + 46) as u32;
@@ -247,6 +248,14 @@ impl Parameter {
 /// The random bits that round the gradient, and momentum and master.
 fn dithers(step: &Step, part: u32) -> [Dither; 2] {
     [step.rounded(Role::Update, part, step.bits.rounding.g), step.dither(Role::Update, part)]
+}
+
+/// `len` values in large pages where the system has them: every step reads and writes them from end to end.
+fn in_large_pages(len: usize, values: impl Iterator<Item = i32>) -> Vec<i32> {
+    let mut all = Vec::with_capacity(len);
+    prefer_large_pages(all.spare_capacity_mut());
+    all.extend(values);
+    all
 }
 
 #[cfg(test)]
