@@ -203,7 +203,7 @@ impl Deploy {
         let window = if self.batches == 0 {
             0
         } else {
-            (u128::from(steps) * u128::from(fixed(self.average, 1 << 16)) >> 16) as u64
+            ((u128::from(steps) * u128::from(fixed(self.average, 1 << 16))) >> 16) as u64
         };
         let period = window.div_ceil(Self::AVERAGED).max(1);
         steps - step < window && (steps - step).is_multiple_of(period)
