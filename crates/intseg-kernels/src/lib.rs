@@ -56,7 +56,6 @@ pub mod requantize;
 pub mod resize;
 pub mod round;
 mod scalar;
-#[cfg(target_has_atomic = "64")]
 pub mod sgd;
 pub mod softmax;
 #[cfg(test)]

@@ -4,12 +4,15 @@ use crate::conv::Sum;
 use crate::pool::{Disjoint, for_each_piece};
 use crate::round::{bit_length, divide_half_even, half_even_i32, stochastic_i32, stochastic_i64, within};
 use crate::{Context, Dither};
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+#[cfg(target_has_atomic = "64")]
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 /// Elements that one task handles.
 const PIECE: usize = 1 << 13;
 
 /// The largest magnitude of exact gradient sums.
+#[cfg(target_has_atomic = "64")]
 pub fn max_magnitude<G: Sum>(ctx: Context, values: &[G]) -> u64 {
     let largest = AtomicU64::new(0);
     ctx.pool.run(values.len().div_ceil(PIECE), &|piece, _| {
