@@ -67,8 +67,15 @@ class Quantization:
         starts = {i for i in convs if node_inputs(nodes, i) & image}
         # A layer is its convolution with the normalisation that reads it.
         outputs = starts | {i for i in range(len(nodes)) if node_inputs(nodes, i) & starts}
-        self.float_weights = (set() if first else starts) | (set() if last else {graph["logits"]})
-        self.float_outputs = (set() if first else outputs) | (set() if last else node_inputs(nodes, graph["logits"]))
+        # The convolutions nearest to the logits, of which networks with skips have several.
+        ends, open_nodes = set(), {graph["logits"]}
+        while open_nodes:
+            node = open_nodes.pop()
+            ends |= {node} & convs
+            open_nodes |= set() if node in convs else node_inputs(nodes, node)
+        read = set().union(*(node_inputs(nodes, end) for end in ends))
+        self.float_weights = (set() if first else starts) | (set() if last else ends)
+        self.float_outputs = (set() if first else outputs) | (set() if last else read)
 
     def weight(self, index, weight):
         if index in self.float_weights or self.weights == "no":
