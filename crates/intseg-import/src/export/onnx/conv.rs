@@ -118,7 +118,7 @@ impl Layers<'_> {
         let whole: Option<Vec<f32>> = channels.iter().map(|&(scale, bias)| whole_units(scale, bias)).collect();
         let exact = channels.iter().all(|&(scale, bias)| is_exact(scale, bias, node.element));
         let wanted = self.precision == Precision::Exact || node.element == Element::I16;
-        if !exact && (wanted || matches!(node.op, Op::Product(_))) {
+        if !exact && (wanted || matches!(node.op, Op::Product(_) | Op::Affine(_))) {
             return self.scaled_in_f64(node, &channels, exponent, input);
         }
         let factors = channels.iter().map(|(scale, _)| scale_f32(scale * power(node.exponent - exponent)));
