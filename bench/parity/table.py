@@ -3,7 +3,7 @@
     python table.py OUT [--logs DIR] [--picture FILE.svg]
 
 A row is an arithmetic and a way of being deployed: with running statistics of batch normalisation, with statistics
-measured over batches of their own, or, float alone, with the average of the last weights besides.
+measured over batches of their own, or with the average of the last weights besides.
 """
 
 import argparse

@@ -4,7 +4,7 @@
 //! probabilities have 15 fractional bits.
 
 use crate::Isa;
-use crate::vector::{LANES, Lanes, Loop, Vector, store};
+use crate::vector::{LANES, Lanes, Loop, Vector, first_lanes, store};
 
 /// 2^(−i/256) in units of 2^-15.
 const EXP2: [u16; 256] = exp2_table();
@@ -119,6 +119,16 @@ pub struct Counts {
     pub correct: u64,
 }
 
+impl Counts {
+    /// Adds another's.
+    pub fn add(&mut self, other: &Counts) {
+        self.loss_q16 += other.loss_q16;
+        self.weight_q8 += other.weight_q8;
+        self.valid += other.valid;
+        self.correct += other.correct;
+    }
+}
+
 impl CrossEntropy<'_> {
     /// Writes the error of each pixel, `(p − onehot) · weight` in 16 bits, `[P, K]`, 0 where the label is ignored. Behind
     /// the logits, `[P, K]`, come [`LANES`] more of any value.
@@ -148,12 +158,8 @@ impl Loop for Pixels<'_> {
         let Pixels { loss: &CrossEntropy { classes, scale, class_weights, coarse, ignored }, error, logits, labels } =
             self;
         let groups = classes.div_ceil(LANES);
-        let mut lanes = Lanes::default();
-        for (k, lane) in lanes.0.iter_mut().enumerate() {
-            *lane = k as i32;
-        }
         // The classes of the last group.
-        let last = V::splat((classes - (groups - 1) * LANES) as i32).greater(lanes.get::<V>());
+        let last = first_lanes::<V>(classes - (groups - 1) * LANES);
         let half = 1 << (7 + coarse);
         let table = V::table(&EXP2);
         // Some pixels at a time, and each step for all of them: a pixel's steps wait for each other.

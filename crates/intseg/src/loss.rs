@@ -15,14 +15,8 @@ use std::sync::Mutex;
 /// What the loss says of a batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LossOutput {
-    /// Sum of −log2(p) over the valid pixels, weighted by class, in units of 2^-16.
-    pub loss_q16: i64,
-    /// Sum of the valid pixels' class weights, in units of 2^-8.
-    pub weight_q8: u64,
-    /// Pixels that are not ignored.
-    pub valid: u64,
-    /// Valid pixels whose largest logit is their label's.
-    pub correct: u64,
+    /// Loss and pixels.
+    pub counts: Counts,
     /// The error at the logits, 16 bits. It is not divided by the number of pixels: the update is.
     pub error: Tensor,
 }
@@ -68,19 +62,14 @@ pub fn segmentation_loss(
                 || resize.row(&mut logits[..row_len], blend, image, row, shift),
             );
             let counts = loss.errors(ctx.isa, error, logits, labels);
-            let mut total = total.lock().expect("no task panics");
-            total.loss_q16 += counts.loss_q16;
-            total.weight_q8 += counts.weight_q8;
-            total.valid += counts.valid;
-            total.correct += counts.correct;
+            total.lock().expect("no task panics").add(&counts);
         });
         adjoint_sums(step, &resize, &error, sums);
     }
     step.buffers.give_i32(scratch);
     step.buffers.give_i16(error);
     let reduced = narrowed(step, &resize, sums, coarse as i32 - 15, logits.shape);
-    let Counts { loss_q16, weight_q8, valid, correct } = total.into_inner().expect("no task panics");
-    LossOutput { loss_q16, weight_q8, valid, correct, error: reduced }
+    LossOutput { counts: total.into_inner().expect("no task panics"), error: reduced }
 }
 
 #[cfg(test)]
@@ -125,8 +114,12 @@ mod tests {
             }
         }
         assert!((off / size).sqrt() < 1e-3, "{}", (off / size).sqrt());
-        assert!((loss.loss_q16 as f64 / 65_536.0 - total).abs() < 2e-3 * total, "{} {total}", loss.loss_q16);
-        assert_eq!((loss.valid, loss.weight_q8), (98, 98 * 256));
+        assert!(
+            (loss.counts.loss_q16 as f64 / 65_536.0 - total).abs() < 2e-3 * total,
+            "{} {total}",
+            loss.counts.loss_q16
+        );
+        assert_eq!((loss.counts.valid, loss.counts.weight_q8), (98, 98 * 256));
     }
 
     #[test]
@@ -141,7 +134,7 @@ mod tests {
             let step = step(&buffers, Isa::Scalar);
             let loss = |t: &Tensor| segmentation_loss(&step, t, &labels, size, align, &weights);
             let error = loss(&logits).error;
-            let value = |t: &Tensor| loss(t).loss_q16 as f64 / 65_536.0 * std::f64::consts::LN_2;
+            let value = |t: &Tensor| loss(t).counts.loss_q16 as f64 / 65_536.0 * std::f64::consts::LN_2;
             for index in [0, 17, 50, 101, 191] {
                 let moved = |by: i16| {
                     let mut t = logits.clone();

@@ -4,7 +4,7 @@ use crate::buffers::Buffers;
 use crate::data::Batch;
 use crate::errors::{Pending, collect};
 use crate::graph::{Graph, GraphError, OpSpec};
-use crate::loss::{LossOutput, segmentation_loss};
+use crate::loss::segmentation_loss;
 use crate::ops::batch_norm::BatchNorm;
 use crate::ops::conv::Conv;
 use crate::ops::{Bits, Operator, Step};
@@ -71,28 +71,8 @@ impl ExponentRange {
     }
 }
 
-/// What one step did.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct StepOutcome {
-    /// Sum of −log2(p) over the valid pixels, weighted by class, in units of 2^-16.
-    pub loss_q16: i64,
-    /// Sum of the class weights of the valid pixels, in units of 2^-8.
-    pub weight_q8: u64,
-    /// Pixels that are not ignored.
-    pub valid: u64,
-    /// Pixels whose largest logit is their label's.
-    pub correct: u64,
-}
-
-impl StepOutcome {
-    /// Adds another step's.
-    pub fn add(&mut self, other: &StepOutcome) {
-        self.loss_q16 += other.loss_q16;
-        self.weight_q8 += other.weight_q8;
-        self.valid += other.valid;
-        self.correct += other.correct;
-    }
-}
+/// What one step did: loss and pixels of the main head.
+pub use intseg_kernels::softmax::Counts as StepOutcome;
 
 /// What the log says of a layer.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
@@ -307,10 +287,9 @@ impl Network {
             let step = self.step(recipe, node.0);
             let loss =
                 segmentation_loss(&step, &values[node.0], &batch.labels, batch.size, self.graph.align_corners, weights);
-            let LossOutput { loss_q16, weight_q8, valid, correct, error } = loss;
-            errors[node.0].parts.push(error);
+            errors[node.0].parts.push(loss.error);
             if head == 0 {
-                outcome = StepOutcome { loss_q16, weight_q8, valid, correct };
+                outcome = loss.counts;
             }
         }
         let rate = Rate::new(recipe.lr_q32, outcome.weight_q8, recipe.decay_q32, recipe.momentum_q15);

@@ -226,10 +226,10 @@ impl Parameter {
 
     /// Takes the masters into their mean, of which they are the `count`-th from 1 on.
     pub fn average(&mut self, ctx: Context, count: u32) {
-        if count <= 1 {
-            self.mean.clone_from(&self.master);
+        match count {
+            0 | 1 => self.mean.clone_from(&self.master),
+            _ => sgd::average(ctx, &mut self.mean, &self.master, count),
         }
-        sgd::average(ctx, &mut self.mean, &self.master, count);
     }
 
     /// Ends a step that left `saturated` masters outside the grid: it grows when they are many.

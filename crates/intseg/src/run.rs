@@ -329,7 +329,7 @@ impl<'a> Run<'a> {
             window.add(&outcome);
             let images_per_second = speed((step - first_step) * config.train.batch as u64, self.started);
             let lr = real(self.schedule.rate_q32(step - 1) as i64, 32);
-            observe(&Event::Step { step, steps, loss: outcome.loss(), lr, images_per_second });
+            observe(&Event::Step { step, steps, loss: mean_loss(&outcome), lr, images_per_second });
             if step.is_multiple_of(config.train.log_every) || step == steps {
                 self.log_step(&window, lr, images_per_second)?;
                 window = StepOutcome::default();
@@ -435,7 +435,7 @@ impl<'a> Run<'a> {
     fn log_step(&mut self, window: &StepOutcome, lr: f64, images_per_second: f64) -> Result<(), RunError> {
         let layers = self.network.layer_states();
         self.log(&json!({
-            "event": "step", "step": self.progress.step, "loss": window.loss(), "lr": lr,
+            "event": "step", "step": self.progress.step, "loss": mean_loss(window), "lr": lr,
             "pixel_accuracy": ratio(window.correct, window.valid), "images_per_second": images_per_second,
             "seconds": self.started.elapsed().as_secs_f64(), "layers": layers,
         }))
@@ -505,11 +505,9 @@ mod reading {
         images as f64 / since.elapsed().as_secs_f64().max(1e-9)
     }
 
-    impl StepOutcome {
-        /// The mean loss a pixel, in nats.
-        pub fn loss(&self) -> f64 {
-            ratio(self.loss_q16.unsigned_abs(), self.weight_q8) / 256.0 * std::f64::consts::LN_2
-        }
+    /// The mean loss a pixel, in nats.
+    pub fn mean_loss(outcome: &StepOutcome) -> f64 {
+        ratio(outcome.loss_q16.unsigned_abs(), outcome.weight_q8) / 256.0 * std::f64::consts::LN_2
     }
 }
-use reading::{ratio, real, speed};
+use reading::{mean_loss, ratio, real, speed};

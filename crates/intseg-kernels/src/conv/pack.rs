@@ -4,7 +4,7 @@
 use super::{Convolution, Direction, Line};
 use crate::Context;
 use crate::pool::Disjoint;
-use crate::vector::{LANES, Lanes, Loop, Vector, load};
+use crate::vector::{LANES, Loop, Vector, first_lanes, load};
 use core::ops::Range;
 
 /// Weights to be packed, `[taps, C_in, C_out]`.
@@ -185,21 +185,6 @@ impl<W: Source> Loop for Columns<'_, W> {
             }
         }
     }
-}
-
-/// The lanes below `len`.
-#[inline(always)]
-fn first_lanes<V: Vector>(len: usize) -> V::Mask {
-    const LANE: Lanes = {
-        let mut lanes = [0; LANES];
-        let mut k = 0;
-        while k < LANES {
-            lanes[k] = k as i32;
-            k += 1;
-        }
-        Lanes(lanes)
-    };
-    V::splat(len as i32).greater(LANE.get::<V>())
 }
 
 #[cfg(test)]

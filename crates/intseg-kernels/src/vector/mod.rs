@@ -199,6 +199,21 @@ pub(crate) fn load<T: Element, V: Vector>(from: &[T], at: usize, len: usize) -> 
     }
 }
 
+/// The lanes below `len`.
+#[inline(always)]
+pub(crate) fn first_lanes<V: Vector>(len: usize) -> V::Mask {
+    const LANE: Lanes = {
+        let mut lanes = [0; LANES];
+        let mut k = 0;
+        while k < LANES {
+            lanes[k] = k as i32;
+            k += 1;
+        }
+        Lanes(lanes)
+    };
+    V::splat(len as i32).greater(LANE.get::<V>())
+}
+
 /// Writes the first `len` lanes to `at..at + len`.
 #[inline(always)]
 pub(crate) fn store<T: Element, V: Vector>(vector: V, to: &mut [T], at: usize, len: usize) {

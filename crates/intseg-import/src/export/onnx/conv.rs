@@ -117,8 +117,9 @@ impl Layers<'_> {
     pub(super) fn scaled(&mut self, node: &Node, channels: Vec<(f64, f64)>, exponent: i32, input: &str) -> String {
         let whole: Option<Vec<f32>> = channels.iter().map(|&(scale, bias)| whole_units(scale, bias)).collect();
         let exact = channels.iter().all(|&(scale, bias)| is_exact(scale, bias, node.element));
-        let wanted = self.precision == Precision::Exact || node.element == Element::I16;
-        if !exact && (wanted || matches!(node.op, Op::Product(_) | Op::Affine(_))) {
+        // Depthwise convolutions to 8 bits alone stay in 32-bit floats, unless all that is exact is asked for.
+        let depthwise = matches!(node.op, Op::Depthwise(_)) && node.element != Element::I16;
+        if !exact && (self.precision == Precision::Exact || !depthwise) {
             return self.scaled_in_f64(node, &channels, exponent, input);
         }
         let factors = channels.iter().map(|(scale, _)| scale_f32(scale * power(node.exponent - exponent)));
