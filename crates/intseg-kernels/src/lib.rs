@@ -49,6 +49,7 @@ pub mod dither;
 mod interleave;
 pub mod isa;
 pub mod large_pages;
+pub mod masters;
 pub mod max_pool;
 pub mod peak;
 pub mod pool;

@@ -1,8 +1,9 @@
 //! The update of masters and momenta (method of DESIGN §3.7).
 
 use crate::conv::Sum;
+use crate::masters::{Master, WeightMasters, joined, parted};
 use crate::pool::{Disjoint, for_each_piece};
-use crate::round::{bit_length, divide_half_even, half_even_i32, stochastic_i32, stochastic_i64, within};
+use crate::round::{bit_length, divide_half_even, stochastic_i32, stochastic_i64, within};
 use crate::{Context, Dither};
 #[cfg(target_has_atomic = "64")]
 use core::sync::atomic::AtomicU64;
@@ -48,37 +49,58 @@ pub struct Update {
 /// Fractional bits of momentum units that the terms of an update are added in, before one rounding.
 const FRACTION: u32 = 24;
 
-/// Updates momenta and masters from exact gradient sums; returns how many masters lie beyond the limit.
+/// Updates momenta and masters of weights from exact gradient sums; returns how many masters lie beyond the limit.
 ///
 /// `v ← round(v · momentum + g · rate + w · decay)`, `w ← w − round(v / 2^8)`, both roundings stochastic. Nothing wraps:
-/// momenta and masters saturate at 31 bits. The first stream rounds the gradient, the second momentum and master.
+/// momenta saturate at 31 bits, masters at [`crate::masters::LARGEST`]. The first stream rounds the gradient, the second
+/// momentum and master, by different bits of one draw.
 ///
 /// # Panics
 /// When the lengths differ.
 pub fn update<G: Sum>(
     ctx: Context,
-    master: &mut [i32],
+    masters: WeightMasters,
     momentum: &mut [i32],
     gradient: &[G],
     u: &Update,
     dithers: [Dither; 2],
 ) -> usize {
-    assert!(master.len() == momentum.len() && master.len() == gradient.len(), "lengths");
+    assert!(masters.steps.len() == momentum.len() && momentum.len() == gradient.len(), "lengths");
     let outside = AtomicUsize::new(0);
     let momentum = Disjoint::new(momentum);
     let rule = Rule::new(u, dithers);
-    for_each_piece(ctx.pool, master, PIECE, |piece, master, _| {
-        let from = piece * PIECE;
+    masters.for_each_piece(ctx, |from, masters| {
+        let len = masters.steps.len();
         // SAFETY: the same range of indices as the piece of masters, which is this task's alone.
-        let momentum = unsafe { momentum.piece(from, from + master.len()) };
-        let gradient = &gradient[from..][..master.len()];
+        let momentum = unsafe { momentum.piece(from, from + len) };
         let count = ctx.isa.vectorize(
             #[inline(always)]
-            || rule.apply(from, master, momentum, gradient),
+            || rule.apply(from, masters.each(), momentum, &gradient[from..][..len]),
         );
         outside.fetch_add(count as usize, Ordering::Relaxed);
     });
     outside.into_inner()
+}
+
+/// As [`update`] for biases, scales and offsets, which are few: masters are 32-bit integers and saturate at 31 bits.
+///
+/// # Panics
+/// When the lengths differ.
+pub fn update_affine<G: Sum>(
+    ctx: Context,
+    masters: &mut [i32],
+    momentum: &mut [i32],
+    gradient: &[G],
+    u: &Update,
+    dithers: [Dither; 2],
+) -> usize {
+    assert!(masters.len() == momentum.len() && masters.len() == gradient.len(), "lengths");
+    let rule = Rule::new(u, dithers);
+    let count = ctx.isa.vectorize(
+        #[inline(always)]
+        || rule.apply(0, masters.iter_mut(), momentum, gradient),
+    );
+    count as usize
 }
 
 /// An update of a tensor, as shifts and factors.
@@ -105,30 +127,37 @@ impl Rule {
 
     /// Updates the values from number `from` on, and returns how many masters lie beyond the limit.
     #[inline(always)]
-    pub fn apply<G: Sum>(&self, from: usize, master: &mut [i32], momentum: &mut [i32], gradient: &[G]) -> u32 {
+    pub fn apply<G: Sum, M: Master>(
+        &self,
+        from: usize,
+        masters: impl Iterator<Item = M>,
+        momentum: &mut [i32],
+        gradient: &[G],
+    ) -> u32 {
         // Copies, which stay in registers.
         let Rule { gradient_shift, gradient_dither, dither, constants, .. } = *self;
         let first = self.first + from;
         let mut count = 0;
         if gradient_shift == 0 && constants.left <= 61 - 47 && size_of::<G>() == 4 {
             // A product of 32 and 16 bits is far from its limit, and may be shifted beforehand.
-            let rate = constants.rate << constants.left;
-            for (i, ((w, v), &g)) in master.iter_mut().zip(momentum).zip(gradient).enumerate() {
-                let at = 3 * (first + i);
+            let rate = i64::from(constants.rate << constants.left);
+            for (i, ((w, v), &g)) in masters.zip(momentum).zip(gradient).enumerate() {
+                let at = first + i;
                 let step = (g.into() * rate) >> constants.right;
-                count += u32::from(update_one(w, v, step, &constants, [dither.at(at + 1), dither.at(at + 2)]));
+                count += u32::from(update_one(w, v, step, &constants, dither.at(at)));
             }
             return count;
         }
-        for (i, ((w, v), &g)) in master.iter_mut().zip(momentum).zip(gradient).enumerate() {
-            let at = 3 * (first + i);
+        for (i, ((w, v), &g)) in masters.zip(momentum).zip(gradient).enumerate() {
+            let at = first + i;
             let g = match gradient_shift {
                 0 => g.into(),
                 shift => stochastic_i64(g.into(), shift, gradient_dither.at(at)),
             };
-            let step = (within(g * constants.rate, -constants.term_limit, constants.term_limit) << constants.left)
+            let step = (within(g * i64::from(constants.rate), -constants.term_limit, constants.term_limit)
+                << constants.left)
                 >> constants.right;
-            count += u32::from(update_one(w, v, step, &constants, [dither.at(at + 1), dither.at(at + 2)]));
+            count += u32::from(update_one(w, v, step, &constants, dither.at(at)));
         }
         count
     }
@@ -137,14 +166,14 @@ impl Rule {
 /// An update as shifts and factors.
 #[derive(Clone, Copy)]
 struct Constants {
-    rate: i64,
+    rate: i32,
     /// `(g · rate)`, within `±limit`, is shifted left and then right.
     left: u32,
     right: u32,
     term_limit: i64,
-    decay: i64,
+    decay: i32,
     /// With as many fractional bits as the sum.
-    momentum: i64,
+    momentum: i32,
     coarse: u32,
     limit: u32,
 }
@@ -155,13 +184,14 @@ impl Constants {
         // A left shift this long would be an update far beyond the grid: it saturates.
         let left = (-shift).clamp(0, 60) as u32;
         Constants {
-            rate: u.rate.into(),
+            // Factors of 31 bits: a processor multiplies two such numbers in one instruction.
+            rate: u.rate.min(u16::MAX.into()) as i32,
             left,
             right: shift.clamp(0, 63) as u32,
             term_limit: (1 << 61) >> left,
             // A product with a 31-bit master stays below 2^61.
-            decay: u.decay_q40.min(1 << 30) as i64,
-            momentum: i64::from(u.momentum_q15) << (FRACTION - 15),
+            decay: u.decay_q40.min(1 << 30) as i32,
+            momentum: (u.momentum_q15.min(1 << 15) << (FRACTION - 15)) as i32,
             coarse: u.coarse,
             limit: u.limit as u32,
         }
@@ -169,64 +199,58 @@ impl Constants {
 }
 
 #[inline(always)]
-fn update_one(w: &mut i32, v: &mut i32, step: i64, c: &Constants, bits: [u32; 2]) -> bool {
-    let decay = (i64::from(*w) * c.decay) >> (32 - FRACTION);
-    let kept = i64::from(*v) * c.momentum;
+fn update_one(mut master: impl Master, v: &mut i32, step: i64, c: &Constants, bits: u32) -> bool {
+    let decay = (i64::from(master.get()) * i64::from(c.decay)) >> (32 - FRACTION);
+    let kept = i64::from(*v) * i64::from(c.momentum);
     let sum = kept + step + decay;
-    let rounded = (sum + i64::from(bits[0] >> (32 - FRACTION))) >> FRACTION;
+    let rounded = (sum + i64::from(bits >> (32 - FRACTION))) >> FRACTION;
     *v = (within(rounded, i32::MIN.into(), i32::MAX.into()) as i32).max(-i32::MAX);
-    // At most 2^24, so that 32 bits wrap once at most, and show it by their sign.
-    let by = stochastic_i32(*v, 8 + c.coarse, bits[1]) << c.coarse;
-    let moved = w.wrapping_sub(by);
-    let wrapped = ((*w ^ by) & (*w ^ moved)) < 0;
-    let end = (*w >> 31) ^ i32::MAX;
-    *w = if wrapped { end } else { moved }.max(-i32::MAX);
-    w.unsigned_abs() > c.limit
+    // The bits that the momentum left, where masters keep all of theirs.
+    let by = stochastic_i32(*v, 8 + c.coarse, bits) << c.coarse;
+    master.lower(by).unsigned_abs() > c.limit
 }
 
-/// The 8-bit integers in use: masters of `fraction` fractional bits to nearest, on a grid of `2^coarse` over ±127.
+/// Halves weights' masters and momenta, stochastically: the grid has grown by one exponent.
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn in_use(ctx: Context, out: &mut [i8], master: &[i32], fraction: u32, coarse: u32) {
-    assert_eq!(out.len(), master.len(), "lengths");
-    let limit = (1 << (7 - coarse)) - 1;
-    for_each_piece(ctx.pool, out, 8 * PIECE, |piece, out, _| {
-        let master = &master[piece * 8 * PIECE..][..out.len()];
-        ctx.isa.vectorize(
-            #[inline(always)]
-            || {
-                for (out, &master) in out.iter_mut().zip(master) {
-                    *out = (within(half_even_i32(master, fraction + coarse), -limit, limit) << coarse) as i8;
-                }
-            },
-        );
+pub fn halve(ctx: Context, masters: WeightMasters, momentum: &mut [i32], [first, second]: [Dither; 2]) {
+    assert_eq!(masters.steps.len(), momentum.len(), "lengths");
+    masters.for_each_piece(ctx, |from, masters| {
+        for (i, (step, fraction)) in masters.each().enumerate() {
+            (*step, *fraction) = parted(stochastic_i32(joined(*step, *fraction), 1, first.at(from + i)));
+        }
     });
-}
-
-/// Halves masters or momenta, stochastically: the grid has grown by one exponent.
-pub fn halve(ctx: Context, values: &mut [i32], dither: Dither) {
-    for_each_piece(ctx.pool, values, PIECE, |piece, values, _| {
-        for (i, value) in values.iter_mut().enumerate() {
-            *value = stochastic_i32(*value, 1, dither.at(piece * PIECE + i));
+    for_each_piece(ctx.pool, momentum, PIECE, |piece, momentum, _| {
+        for (i, value) in momentum.iter_mut().enumerate() {
+            *value = stochastic_i32(*value, 1, second.at(piece * PIECE + i));
         }
     });
 }
 
-/// Takes `values` into a mean of `count` tensors, this one included: `mean ← mean + (value − mean) / count`, to nearest,
-/// ties to even.
+/// Takes weights' masters into a mean of `count` of them, this one included (see [`mean`]).
 ///
 /// # Panics
 /// When the lengths differ, or `count` is 0.
-pub fn average(ctx: Context, mean: &mut [i32], values: &[i32], count: u32) {
-    assert!(mean.len() == values.len() && count > 0, "lengths, or no tensor");
-    for_each_piece(ctx.pool, mean, PIECE, |piece, mean, _| {
-        for (mean, &value) in mean.iter_mut().zip(&values[piece * PIECE..]) {
-            let distance = i64::from(value) - i64::from(*mean);
-            // Between the two, so that it fits.
-            *mean = (i64::from(*mean) + divide_half_even(distance, count.into())) as i32;
+pub fn average(ctx: Context, means: WeightMasters, steps: &[i8], fractions: &[i16], count: u32) {
+    assert!(means.steps.len() == steps.len() && steps.len() == fractions.len(), "lengths");
+    means.for_each_piece(ctx, |from, means| {
+        let values = steps[from..].iter().zip(&fractions[from..]);
+        for ((kept, rest), (&step, &fraction)) in means.each().zip(values) {
+            (*kept, *rest) = parted(mean(joined(*kept, *rest), joined(step, fraction), count));
         }
     });
+}
+
+/// The mean of `count` values, from that of all but one and the last: `mean + (value − mean) / count`, to nearest, ties
+/// to even.
+///
+/// # Panics
+/// When `count` is 0.
+pub fn mean(mean: i32, value: i32, count: u32) -> i32 {
+    let distance = i64::from(value) - i64::from(mean);
+    // Between the two, so that it fits.
+    (i64::from(mean) + divide_half_even(distance, count.into())) as i32
 }
 
 /// The bits below which a gradient of that largest magnitude is cut to keep `bits` bits and a sign.
@@ -242,7 +266,7 @@ mod tests {
     use std::vec::Vec;
 
     /// The rule in integers that hold everything.
-    fn naive(w: i32, v: i32, g: i64, u: &Update, bits: [u32; 3]) -> (i32, i32) {
+    fn naive(w: i32, v: i32, g: i64, u: &Update, bits: [u32; 2]) -> (i32, i32) {
         let held = |value: i128| value.clamp(-i128::from(i32::MAX), i32::MAX.into());
         let g = stochastic_i64(g, u.gradient_shift, bits[0]);
         let product = i128::from(g) * i128::from(u.rate);
@@ -253,7 +277,7 @@ mod tests {
         let decay = (i128::from(w) * i128::from(u.decay_q40)) >> 8;
         let sum = ((i128::from(v) * i128::from(u.momentum_q15)) << 9) + step + decay;
         let v = held((sum + i128::from(bits[1] >> 8)) >> 24) as i32;
-        let moved = i128::from(w) - (i128::from(stochastic_i32(v, 8 + u.coarse, bits[2])) << u.coarse);
+        let moved = i128::from(w) - (i128::from(stochastic_i32(v, 8 + u.coarse, bits[1])) << u.coarse);
         (held(moved) as i32, v)
     }
 
@@ -267,6 +291,8 @@ mod tests {
             values.into_iter().enumerate().map(end).collect()
         };
         let (masters, momenta, narrow) = (ends(random(len, 1, 25)), ends(random(len, 2, 31)), ends(random(len, 3, 32)));
+        let weights: (Vec<i8>, Vec<i16>) = masters.iter().map(|&master| parted(master)).unzip();
+        let weight_masters: Vec<i32> = weights.0.iter().zip(&weights.1).map(|(&s, &f)| joined(s, f)).collect();
         let wide: Vec<i64> = narrow.iter().enumerate().map(|(i, &g)| i64::from(g) << (i % 14)).collect();
         let dithers = [Dither::new(1, 2, 3, Role::Gradient), Dither::new(1, 2, 3, Role::Update)];
         for (rate_shift, gradient_shift, coarse) in
@@ -282,25 +308,38 @@ mod tests {
                 coarse,
                 limit: 127 << 16,
             };
-            let want = |g: &dyn Fn(usize) -> i64| -> (Vec<i32>, Vec<i32>) {
+            let want = |masters: &[i32], g: &dyn Fn(usize) -> i64| -> (Vec<i32>, Vec<i32>) {
                 let one = |i: usize| {
-                    let at = 3 * (u.first + i);
-                    let bits = [dithers[0].at(at), dithers[1].at(at + 1), dithers[1].at(at + 2)];
+                    let bits = dithers.map(|dither| dither.at(u.first + i));
                     naive(masters[i], momenta[i], g(i), &u, bits)
                 };
                 (0..len).map(one).unzip()
             };
-            let wants = [want(&|i| narrow[i].into()), want(&|i| wide[i])];
+            let (affine, weight) = (&masters[..], &weight_masters[..]);
+            let wants = [want(affine, &|i| narrow[i].into()), want(affine, &|i| wide[i])];
+            let weight_wants = [want(weight, &|i| narrow[i].into()), want(weight, &|i| wide[i])];
             for (isa, threads) in Isa::available().flat_map(|isa| [1, 3].map(|threads| (isa, threads))) {
                 let ctx = Context { isa, pool: &Threads(threads) };
                 for (is_wide, want) in wants.iter().enumerate() {
                     let (mut w, mut v) = (masters.clone(), momenta.clone());
                     let outside = match is_wide {
-                        0 => update(ctx, &mut w, &mut v, &narrow, &u, dithers),
-                        _ => update(ctx, &mut w, &mut v, &wide, &u, dithers),
+                        0 => update_affine(ctx, &mut w, &mut v, &narrow, &u, dithers),
+                        _ => update_affine(ctx, &mut w, &mut v, &wide, &u, dithers),
                     };
                     assert!(w == want.0 && v == want.1, "{} {u:?}", isa.name());
                     assert_eq!(outside, w.iter().filter(|w| w.unsigned_abs() > 127 << 16).count());
+                }
+                for (is_wide, want) in weight_wants.iter().enumerate() {
+                    let (mut steps, mut fractions) = weights.clone();
+                    let (masters, mut v) =
+                        (WeightMasters { steps: &mut steps, fractions: &mut fractions }, momenta.clone());
+                    let outside = match is_wide {
+                        0 => update(ctx, masters, &mut v, &narrow, &u, dithers),
+                        _ => update(ctx, masters, &mut v, &wide, &u, dithers),
+                    };
+                    let held: (Vec<i8>, Vec<i16>) = want.0.iter().map(|&w| parted(w)).unzip();
+                    assert!((&steps, &fractions) == (&held.0, &held.1) && v == want.1, "{} {u:?}", isa.name());
+                    assert_eq!(outside, want.0.iter().filter(|w| w.unsigned_abs() > 127 << 16).count());
                 }
             }
         }
@@ -309,16 +348,30 @@ mod tests {
     #[test]
     fn the_mean_of_tensors_is_within_a_unit_of_the_exact_one() {
         let value = |step: i64, i: i64| (((step * 7 + i) * 2_654_435_761) % (1 << 31)) as i32 * [1, -1][i as usize % 2];
-        let count = 20_000;
-        let mut mean: Vec<i32> = (0..count).map(|i| value(0, i)).collect();
-        for step in 1..32 {
-            let values: Vec<i32> = (0..count).map(|i| value(step, i)).collect();
-            average(Context::reference(), &mut mean, &values, step as u32 + 1);
-        }
-        for (i, &mean) in mean.iter().enumerate() {
-            let sum: i64 = (0..32).map(|step| i64::from(value(step, i as i64))).sum();
-            // Each of 31 roundings loses half a unit at most, of which later ones keep a share: 8 units in all.
-            assert!((32 * i64::from(mean) - sum).abs() <= 8 * 32, "{i}: {mean} where 32 times the mean is {sum}");
+        // As biases are averaged, and as weights are.
+        for drop in [0, 9] {
+            let count = 20_000;
+            let values = |step| (0..count).map(move |i| value(step, i) >> drop);
+            let parts = |step| -> (Vec<i8>, Vec<i16>) { values(step).map(parted).unzip() };
+            let mut means: Vec<i32> = values(0).collect();
+            let mut weights = parts(0);
+            for step in 1..32 {
+                means
+                    .iter_mut()
+                    .zip(values(step))
+                    .for_each(|(kept, value)| *kept = mean(*kept, value, step as u32 + 1));
+                let (steps, fractions) = parts(step);
+                let kept = WeightMasters { steps: &mut weights.0, fractions: &mut weights.1 };
+                average(Context::reference(), kept, &steps, &fractions, step as u32 + 1);
+            }
+            for (i, &mean) in means.iter().enumerate() {
+                let sum: i64 = (0..32).map(|step| i64::from(value(step, i as i64) >> drop)).sum();
+                // Each of 31 roundings loses half a unit at most, of which later ones keep a share: 8 units in all.
+                assert!((32 * i64::from(mean) - sum).abs() <= 8 * 32, "{i}: {mean} where 32 times the mean is {sum}");
+                if drop > 0 {
+                    assert_eq!(joined(weights.0[i], weights.1[i]), mean);
+                }
+            }
         }
     }
 }

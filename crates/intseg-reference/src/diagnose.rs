@@ -165,10 +165,10 @@ mod tests {
             momentum_q15: 29_491,
         };
         let (outcome, diagnosis) = diagnose(&mut network, &batch([64, 96], 5), &recipe);
-        let masters = network.parameters().flat_map(|p| p.master.clone()).collect();
+        let masters = network.parameters().flat_map(|p| p.master.iter().collect::<Vec<_>>()).collect();
         let mut twin = Network::new(build(arch, &settings).unwrap(), 1).unwrap();
         assert_eq!(twin.train_step(&batch([64, 96], 5), &recipe), outcome, "a diagnosed step is a step");
-        assert_eq!(twin.parameters().flat_map(|p| p.master.clone()).collect::<Vec<_>>(), masters);
+        assert_eq!(twin.parameters().flat_map(|p| p.master.iter().collect::<Vec<_>>()).collect::<Vec<_>>(), masters);
         (outcome, diagnosis, masters)
     }
 

@@ -7,8 +7,9 @@
 use crate::config::Deploy;
 use crate::data::DataError;
 use crate::data::image::write_atomically;
+use crate::masters::Masters;
 use crate::network::{ExponentRange, Network};
-use crate::parameter::Kind;
+use crate::parameter::{Kind, Parameter};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -69,21 +70,30 @@ pub enum CheckpointError {
 /// A tensor's name, type, shape, and values, little-endian.
 pub(crate) type NamedTensor = (String, Dtype, Vec<usize>, Vec<u8>);
 
+/// The name, type and shape of every tensor of a network, in the order of [`tensors`].
+fn layout(network: &mut Network, averaged: bool) -> Vec<(String, Dtype, Vec<usize>)> {
+    let kinds = if averaged { &["master", "momentum", "mean"][..] } else { &["master", "momentum"] };
+    let parameters = network.parameters();
+    let named = |p: &Parameter, kind: &&str| (format!("{}.{kind}", p.name), Dtype::I32, p.shape.clone());
+    let mut all: Vec<_> =
+        parameters.flat_map(|p| kinds.iter().map(|kind| named(p, kind)).collect::<Vec<_>>()).collect();
+    let states = network.state().enumerate();
+    all.extend(states.map(|(index, state)| (format!("state.{index:04}"), Dtype::I64, vec![state.len()])));
+    all
+}
+
 /// The tensors of a network.
 fn tensors(network: &mut Network) -> Vec<NamedTensor> {
-    let mut all = Vec::new();
+    let layout = layout(network, network.averaged > 0);
+    let mut values: Vec<Vec<u8>> = Vec::with_capacity(layout.len());
+    let bytes = |masters: &Masters| masters.iter().flat_map(i32::to_le_bytes).collect();
     for parameter in network.parameters() {
-        let kinds = [("master", &parameter.master), ("momentum", &parameter.momentum), ("mean", &parameter.mean)];
-        for (kind, values) in kinds.into_iter().filter(|(_, values)| !values.is_empty()) {
-            let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-            all.push((format!("{}.{kind}", parameter.name), Dtype::I32, parameter.shape.clone(), bytes));
-        }
+        values.push(bytes(&parameter.master));
+        values.push(parameter.momentum.iter().flat_map(|v| v.to_le_bytes()).collect());
+        values.extend((!parameter.mean.is_empty()).then(|| bytes(&parameter.mean)));
     }
-    for (index, state) in network.state().enumerate() {
-        let bytes = state.iter().flat_map(|v| v.to_le_bytes()).collect();
-        all.push((format!("state.{index:04}"), Dtype::I64, vec![state.len()], bytes));
-    }
-    all
+    values.extend(network.state().map(|state| state.iter().flat_map(|v| v.to_le_bytes()).collect()));
+    layout.into_iter().zip(values).map(|((name, dtype, shape), bytes)| (name, dtype, shape, bytes)).collect()
 }
 
 fn hash_of<'a>(tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
@@ -194,13 +204,9 @@ fn header(bytes: &[u8]) -> Result<Header, String> {
 
 fn parse(bytes: &[u8], header: Header, network: &mut Network) -> Result<Progress, String> {
     let file = SafeTensors::deserialize(bytes).map_err(|e| e.to_string())?;
-    network.averaged = header.averaged;
-    for parameter in network.parameters() {
-        parameter.mean = vec![0; if header.averaged > 0 { parameter.master.len() } else { 0 }];
-    }
-    let wanted = tensors(network);
+    let wanted = layout(network, header.averaged > 0);
     let mut found = Vec::with_capacity(wanted.len());
-    for (name, dtype, shape, _) in &wanted {
+    for (name, dtype, shape) in &wanted {
         let view = file.tensor(name).map_err(|_| format!("{name} is missing: it is of another network"))?;
         // Running statistics are empty before the first step.
         if view.dtype() != *dtype || (*dtype == Dtype::I32 && view.shape() != shape) {
@@ -217,15 +223,18 @@ fn parse(bytes: &[u8], header: Header, network: &mut Network) -> Result<Progress
     }
     check_values(&header, network, found.iter().map(|(_, data)| *data))?;
     let mut values = found.into_iter().map(|(_, data)| data);
-    let i32s = |data: &[u8]| data.as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b)).collect();
+    let mut next = || values.next().unwrap_or_default().as_chunks::<4>().0.iter().map(|b| i32::from_le_bytes(*b));
     for (parameter, exponent) in network.parameters().zip(&header.exponents) {
         parameter.exponent = *exponent;
-        parameter.master = i32s(values.next().unwrap_or_default());
-        parameter.momentum = i32s(values.next().unwrap_or_default());
-        if header.averaged > 0 {
-            parameter.mean = i32s(values.next().unwrap_or_default());
-        }
+        parameter.master = Masters::new(parameter.kind, next());
+        parameter.momentum.clear();
+        parameter.momentum.extend(next());
+        parameter.mean = match header.averaged {
+            0 => Masters::none(parameter.kind),
+            _ => Masters::new(parameter.kind, next()),
+        };
     }
+    network.averaged = header.averaged;
     for state in network.state() {
         let data = values.next().unwrap_or_default();
         *state = data.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect();
@@ -333,7 +342,7 @@ mod tests {
             (state(|c| vec![i64::MAX; 2 * c]), ["conv1_1.bn", "out of range"]),
             (parameter(|p| p.exponent = 4000), ["conv1_1.weight", "its exponent"]),
             (parameter(|p| p.exponent = i32::MIN), ["conv1_1.weight", "its exponent"]),
-            (parameter(|p| p.master[3] = i32::MIN), ["conv1_1.weight", "a value"]),
+            (parameter(|p| p.master = Masters::Affine(vec![i32::MIN; p.master.len()])), ["conv1_1.weight", "a value"]),
             (Box::new(|network| network.ranges[1].current = 2000), ["activations", "an exponent"]),
         ];
         for (change, parts) in forgeries {

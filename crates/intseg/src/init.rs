@@ -8,6 +8,7 @@ use crate::config::Config;
 use crate::data::DataError;
 use crate::data::loader::{Loader, Source};
 use crate::graph::Graph;
+use crate::masters::Masters;
 use crate::network::{ExponentRange, Layer, Network, Recipe};
 use crate::ops::batch_norm::ChannelAffine;
 use intseg_kernels::Context;
@@ -104,7 +105,7 @@ impl Start {
             let given = Given {
                 shape: parameter.shape.clone(),
                 exponent: parameter.exponent,
-                master: std::mem::take(&mut parameter.master),
+                master: parameter.master.iter().collect(),
             };
             start.parameters.insert(parameter.name.clone(), given);
         }
@@ -129,7 +130,7 @@ impl Start {
             match given {
                 Some(given) if given.shape == parameter.shape => {
                     parameter.exponent = given.exponent;
-                    parameter.master = given.master;
+                    parameter.master = Masters::new(parameter.kind, given.master.into_iter());
                     report.loaded.push(parameter.name.clone());
                 }
                 Some(given) => {

@@ -45,6 +45,7 @@ pub mod graph;
 pub mod infer;
 pub mod init;
 pub mod loss;
+pub mod masters;
 pub mod metrics;
 pub mod network;
 pub mod networks;

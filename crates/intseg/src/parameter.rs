@@ -1,8 +1,9 @@
 //! Trained parameters: the integers in use, their masters and their momentum.
 
+use crate::masters::{Masters, with_room};
 use crate::ops::Step;
-use intseg_kernels::conv::{Masters, Sum};
-use intseg_kernels::large_pages::prefer_large_pages;
+use intseg_kernels::conv::Sum;
+use intseg_kernels::masters::{FRACTION_BITS, WeightMasters, coarse_weights};
 use intseg_kernels::round::{bit_length, half_even_i32, half_even_i64};
 use intseg_kernels::sgd::{self, Update};
 use intseg_kernels::{Context, Dither, Input, Role, WeightGradient};
@@ -22,7 +23,7 @@ impl Kind {
     /// Fractional bits of a master below the step of the integers in use.
     pub fn fraction_bits(self) -> u32 {
         match self {
-            Kind::Weight => 16,
+            Kind::Weight => FRACTION_BITS,
             Kind::Affine => 8,
         }
     }
@@ -43,11 +44,11 @@ pub struct Parameter {
     /// Exponent of the step of the integers in use.
     pub exponent: i32,
     /// Masters.
-    pub master: Vec<i32>,
+    pub master: Masters,
     /// Momentum.
     pub momentum: Vec<i32>,
     /// Mean of the masters after some steps, on their grid; empty before the first of these steps.
-    pub mean: Vec<i32>,
+    pub mean: Masters,
     /// Exact gradient sums of this step; empty once they are used.
     pub gradient: Vec<i64>,
     /// `gradient` is in units of `2^gradient_exponent`.
@@ -81,14 +82,16 @@ impl Rate {
 }
 
 impl Parameter {
-    fn new(name: &str, shape: &[usize], kind: Kind, exponent: i32, master: Vec<i32>) -> Self {
+    fn new(name: &str, shape: &[usize], kind: Kind, exponent: i32, master: Masters) -> Self {
+        let mut momentum = with_room(master.len());
+        momentum.resize(master.len(), 0);
         Parameter {
             name: name.to_owned(),
             shape: shape.to_vec(),
             kind,
             exponent,
-            momentum: in_large_pages(master.len(), std::iter::repeat_n(0, master.len())),
-            mean: Vec::new(),
+            momentum,
+            mean: Masters::none(kind),
             master,
             gradient: Vec::new(),
             gradient_exponent: 0,
@@ -101,56 +104,61 @@ impl Parameter {
     pub fn he_normal(name: &str, shape: [usize; 4], draw: Dither) -> Self {
         let fan_in = (shape[0] * shape[1] * shape[2]) as u64;
         let deviation_q30 = ((2u64 << 60) / fan_in).isqrt() as i64;
-        // Sums first, scaled in place: 64-bit values of a large layer would be the largest tensor of a run.
+        // Sums first, then scaled: 64-bit values of a large layer would be the largest tensor of a run.
         let len = shape.iter().product();
         let sums = (0..len).map(|i| {
             let parts = (0..6).map(|k| draw.at(i * 6 + k)).map(|r| (r & 0xFFFF) as i32 + (r >> 16) as i32);
             parts.sum::<i32>() - 6 * 65_536
         });
-        let mut master = in_large_pages(len, sums);
-        let largest = master.iter().fold(0, |max: u64, v| max.max(v.unsigned_abs().into()));
+        let mut drawn = with_room(len);
+        drawn.extend(sums);
+        let largest = drawn.iter().fold(0, |max: u64, v: &i32| max.max(v.unsigned_abs().into()));
         let exponent = bit_length((largest * deviation_q30 as u64).max(1)) as i32 - 46 - 7;
         let drop = (exponent - 16 + 46) as u32;
-        master.iter_mut().for_each(|v| *v = half_even_i64(i64::from(*v) * deviation_q30, drop) as i32);
-        Self::new(name, &shape, Kind::Weight, exponent, master)
+        let values = drawn.into_iter().map(|v| half_even_i64(i64::from(v) * deviation_q30, drop) as i32);
+        Self::new(name, &shape, Kind::Weight, exponent, Masters::new(Kind::Weight, values))
     }
 
     /// `len` biases, scales or offsets of one value in units of 2^-12.
     pub fn affine(name: &str, len: usize, value_q12: i32) -> Self {
-        Self::new(name, &[len], Kind::Affine, -12, vec![value_q12 << Kind::Affine.fraction_bits(); len])
+        let master = vec![value_q12 << Kind::Affine.fraction_bits(); len];
+        Self::new(name, &[len], Kind::Affine, -12, Masters::Affine(master))
     }
 
     /// The masters' values, for a float framework or a person.
     #[allow(clippy::float_arithmetic, reason = "the edge where a weight is handed to floats")]
     pub fn real(&self) -> Vec<f32> {
         let unit = 2f64.powi(self.exponent - self.kind.fraction_bits() as i32);
-        self.master.iter().map(|&master| (f64::from(master) * unit) as f32).collect()
+        self.master.iter().map(|master| (f64::from(master) * unit) as f32).collect()
     }
 
-    /// The weights that convolutions use: masters to nearest, on a grid of `bits` bits over ±127 steps.
-    pub fn in_use(&self, bits: u32) -> Masters<'_> {
-        Masters { values: &self.master, fraction: Kind::Weight.fraction_bits(), coarse: 8 - bits }
-    }
-
-    /// As [`Parameter::in_use`], rounded.
-    pub fn in_use_i8(&self, ctx: Context, bits: u32, out: &mut [i8]) {
-        let Masters { values, fraction, coarse } = self.in_use(bits);
-        sgd::in_use(ctx, out, values, fraction, coarse);
+    /// The weights that convolutions use: masters to nearest, on a grid of `bits` bits over ±127 steps. With 8 they are
+    /// there already; with fewer `coarse` is filled with them, and must have room for as many.
+    ///
+    /// # Panics
+    /// When this is no weight, or `coarse` has another length.
+    pub fn in_use<'a>(&'a self, ctx: Context, bits: u32, coarse: &'a mut [i8]) -> &'a [i8] {
+        let Masters::Weight { steps, fractions } = &self.master else { panic!("{} is no weight", self.name) };
+        if bits == 8 {
+            return steps;
+        }
+        coarse_weights(ctx, coarse, steps, fractions, 8 - bits);
+        coarse
     }
 
     /// γ or β as used, in units of 2^-12: all 12 fractional bits, or with fewer than 14 bits a grid over [−2, 2).
     pub fn in_use_affine(&self, index: usize, bits: u32) -> i32 {
         if bits >= 14 {
-            return half_even_i32(self.master[index], 8).clamp(-32_767, 32_767);
+            return half_even_i32(self.master.at(index), 8).clamp(-32_767, 32_767);
         }
         let coarse = 14 - bits;
         let limit = 1 << (bits - 1);
-        half_even_i32(self.master[index], 8 + coarse).clamp(-limit, limit - 1) << coarse
+        half_even_i32(self.master.at(index), 8 + coarse).clamp(-limit, limit - 1) << coarse
     }
 
     /// A bias as used, in units of 2^-12.
     pub fn in_use_bias(&self, index: usize) -> i32 {
-        half_even_i32(self.master[index], 8)
+        half_even_i32(self.master.at(index), 8)
     }
 
     /// One step of gradient descent with momentum from the gradient, whose buffer is given back. Does nothing when
@@ -183,12 +191,23 @@ impl Parameter {
         };
         let update = self.rule(step, rate, first, exponent, gradient_shift);
         let range = first..first + gradient.len();
-        let (master, momentum) = (&mut self.master[range.clone()], &mut self.momentum[range]);
-        sgd::update(ctx, master, momentum, gradient, &update, dithers(step, part))
+        let (momentum, dithers) = (&mut self.momentum[range.clone()], dithers(step, part));
+        match &mut self.master {
+            Masters::Weight { steps, fractions } => {
+                let masters = WeightMasters { steps: &mut steps[range.clone()], fractions: &mut fractions[range] };
+                sgd::update(ctx, masters, momentum, gradient, &update, dithers)
+            }
+            Masters::Affine(values) => {
+                sgd::update_affine(ctx, &mut values[range], momentum, gradient, &update, dithers)
+            }
+        }
     }
 
     /// As [`Parameter::descend`] with the weight gradient that `pass` computes for some taps, which is never in memory. G
     /// must have 32 bits, and the pass be one that learns.
+    ///
+    /// # Panics
+    /// When this is no weight.
     #[allow(clippy::too_many_arguments, reason = "the operands of a gradient and of an update")]
     pub fn descend_by(
         &mut self,
@@ -204,8 +223,10 @@ impl Parameter {
         let per_tap = self.shape[2] * self.shape[3];
         let update = self.rule(step, rate, taps.start * per_tap, exponent, 0);
         let range = taps.start * per_tap..taps.end * per_tap;
-        let learnt = [&mut self.master[range.clone()], &mut self.momentum[range]];
-        pass.learn(step.kernels, learnt, taps, input, error, &update, dithers(step, 0), scratch)
+        let momentum = &mut self.momentum[range.clone()];
+        let Masters::Weight { steps, fractions } = &mut self.master else { panic!("{} is no weight", self.name) };
+        let masters = WeightMasters { steps: &mut steps[range.clone()], fractions: &mut fractions[range] };
+        pass.learn(step.kernels, masters, momentum, taps, input, error, &update, dithers(step, 0), scratch)
     }
 
     /// The update of the values from `first` on by a gradient in units of `2^exponent`.
@@ -228,7 +249,7 @@ impl Parameter {
     pub fn average(&mut self, ctx: Context, count: u32) {
         match count {
             0 | 1 => self.mean.clone_from(&self.master),
-            _ => sgd::average(ctx, &mut self.mean, &self.master, count),
+            _ => self.mean.average(ctx, &self.master, count),
         }
     }
 
@@ -236,11 +257,12 @@ impl Parameter {
     pub fn regrid(&mut self, step: &Step, part: u32, saturated: usize) {
         self.saturated = saturated;
         if saturated * 2000 > self.master.len() {
-            let ctx = step.kernels;
             self.exponent += 1;
-            sgd::halve(ctx, &mut self.master, step.dither(Role::Regrid, 2 * part));
-            sgd::halve(ctx, &mut self.momentum, step.dither(Role::Regrid, 2 * part + 1));
-            self.mean.iter_mut().for_each(|mean| *mean = half_even_i32(*mean, 1));
+            let dithers = [0, 1].map(|which| step.dither(Role::Regrid, 2 * part + which));
+            self.master.halve(step.kernels, &mut self.momentum, dithers);
+            for index in 0..self.mean.len() {
+                self.mean.set(index, half_even_i32(self.mean.at(index), 1));
+            }
         }
     }
 }
@@ -248,14 +270,6 @@ impl Parameter {
 /// The random bits that round the gradient, and momentum and master.
 fn dithers(step: &Step, part: u32) -> [Dither; 2] {
     [step.rounded(Role::Update, part, step.bits.rounding.g), step.dither(Role::Update, part)]
-}
-
-/// `len` values in large pages where the system has them: every step reads and writes them from end to end.
-fn in_large_pages(len: usize, values: impl Iterator<Item = i32>) -> Vec<i32> {
-    let mut all = Vec::with_capacity(len);
-    prefer_large_pages(all.spare_capacity_mut());
-    all.extend(values);
-    all
 }
 
 #[cfg(test)]
@@ -275,8 +289,8 @@ mod tests {
         let p = Parameter::he_normal("w", [3, 3, 64, 64], Dither::new(0, 0, 0, Role::Initial));
         let unit = 2f64.powi(p.exponent - 16);
         let n = p.master.len() as f64;
-        let mean = p.master.iter().map(|&m| f64::from(m) * unit).sum::<f64>() / n;
-        let deviation = (p.master.iter().map(|&m| (f64::from(m) * unit).powi(2)).sum::<f64>() / n).sqrt();
+        let mean = p.master.iter().map(|m| f64::from(m) * unit).sum::<f64>() / n;
+        let deviation = (p.master.iter().map(|m| (f64::from(m) * unit).powi(2)).sum::<f64>() / n).sqrt();
         let want = (2.0f64 / (9.0 * 64.0)).sqrt();
         assert!(mean.abs() < 0.02 * want && (deviation / want - 1.0).abs() < 0.02, "{mean} {deviation} {want}");
         let largest = p.master.iter().map(|m| m.unsigned_abs()).max().unwrap();
@@ -299,7 +313,7 @@ mod tests {
             v = v * (29_491.0 / 32_768.0) + 3.0 / 32_768.0 / 64.0;
             w -= v;
         }
-        let mean = p.master.iter().map(|&m| f64::from(m) / 2f64.powi(20)).sum::<f64>() / 400.0;
+        let mean = p.master.iter().map(|m| f64::from(m) / 2f64.powi(20)).sum::<f64>() / 400.0;
         assert!((mean - w).abs() < 1e-6 * 20.0, "{mean} against {w}");
         assert_ne!(p.master, start.master);
     }
@@ -332,12 +346,12 @@ mod tests {
     fn a_grid_that_many_masters_leave_grows_and_keeps_their_values() {
         let buffers = Buffers::default();
         let mut p = Parameter::he_normal("w", [1, 1, 8, 8], Dither::new(0, 0, 0, Role::Initial));
-        p.master[0] = 130 << 16;
+        p.master.set(0, (127 << 16) + 9000);
         let (exponent, masters) = (p.exponent, p.master.clone());
         p.gradient = vec![0; 64];
         p.update(&step(&buffers, 0), 0, &Rate::new(1, 1 << 8, 0, 0));
         assert_eq!(p.exponent, exponent + 1);
-        assert!(p.master.iter().zip(&masters).all(|(&now, &then)| (2 * now - then).abs() <= 1));
+        assert!(p.master.iter().zip(masters.iter()).all(|(now, then)| (2 * now - then).abs() <= 1));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use intseg::checkpoint::Checkpoint;
 use intseg::config::Config;
 use intseg::data::scenes;
+use intseg::masters::Masters;
 use intseg::network::Network;
 use intseg::run::{CHECKPOINT, RunOptions, train};
 use intseg_kernels::Isa;
@@ -51,7 +52,7 @@ fn what_is_measured_and_averaged_for_deployment_changes_the_model_and_nothing_th
         assert!(running != measured && measured != averaged, "{arch}");
         assert!(a.parameters().eq(b.parameters()) && a.state().eq(b.state()) && a.ranges == b.ranges, "{arch}");
         assert_eq!((b.averaged, c.averaged), (0, 3));
-        c.parameters().for_each(|parameter| parameter.mean.clear());
+        c.parameters().for_each(|parameter| parameter.mean = Masters::none(parameter.kind));
         assert!(b.parameters().eq(c.parameters()) && b.state().eq(c.state()) && b.ranges == c.ranges, "{arch}");
     }
 }

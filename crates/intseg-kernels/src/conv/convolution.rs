@@ -1,7 +1,7 @@
 //! Forward and backward-data convolution.
 
 use super::store::{Accumulators, Requantized, Store, prepared_lines};
-use super::{Conv2d, Direction, Input, Line, Masters, Output, Requantizer, Weights, pack};
+use super::{Conv2d, Direction, Input, Line, Output, Requantizer, Weights, pack};
 #[cfg(target_arch = "x86_64")]
 use super::{gather, rows, winograd};
 use crate::{Context, Isa, scalar};
@@ -79,19 +79,6 @@ impl Convolution {
     /// When a slice has another length than asked for.
     pub fn pack_taps(&self, ctx: Context, packed: &mut [Line], taps: Range<usize>, weights: &[i8]) {
         assert_eq!(weights.len(), taps.len() * self.geometry.c_in * self.geometry.c_out, "weights");
-        self.pack_source(ctx, packed, taps, weights);
-    }
-
-    /// Packs the integers in use of all masters, `[KH, KW, C_in, C_out]`.
-    ///
-    /// # Panics
-    /// When a slice has another length than asked for.
-    pub fn pack_masters(&self, ctx: Context, packed: &mut [Line], masters: Masters) {
-        assert_eq!(masters.values.len(), self.geometry.weights_len(), "masters");
-        self.pack_source(ctx, packed, 0..self.taps(), masters);
-    }
-
-    fn pack_source<W: pack::Source>(&self, ctx: Context, packed: &mut [Line], taps: Range<usize>, weights: W) {
         assert_eq!(packed.len(), self.packed_len(ctx.isa), "packed weights");
         assert!(taps.end <= self.taps(), "taps");
         match ctx.isa {

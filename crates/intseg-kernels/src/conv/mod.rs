@@ -23,7 +23,6 @@ pub(crate) mod winograd;
 
 pub use convolution::Convolution;
 pub use depthwise::Depthwise;
-pub use pack::Masters;
 pub(crate) use store::Store;
 pub use store::requantize;
 pub use weight_gradient::{Sum, WeightGradient};
@@ -141,13 +140,6 @@ impl Line {
         let mut bytes = self.0;
         bytes.iter_mut().for_each(|byte| *byte ^= bits);
         bytes
-    }
-
-    /// As 32-bit integers.
-    #[inline(always)]
-    pub(crate) fn integers_mut(&mut self) -> &mut [i32; 16] {
-        // SAFETY: 64 bytes, aligned to their number, and any bits are valid for both.
-        unsafe { &mut *core::ptr::from_mut(self).cast() }
     }
 
     /// As 16-bit integers.

@@ -3,44 +3,12 @@
 
 use super::{Convolution, Direction, Line};
 use crate::Context;
+use crate::bytes::as_u8;
+use crate::interleave::interleave;
 use crate::pool::Disjoint;
-use crate::vector::{LANES, Loop, Vector, first_lanes, load};
+use crate::vector::LANES;
 use core::ops::Range;
-
-/// Weights to be packed, `[taps, C_in, C_out]`.
-pub(crate) trait Source: Copy + Sync {
-    /// Up to sixteen of them from `at` on, −128..=127; lanes from `len` on hold 0.
-    fn load<V: Vector>(self, at: usize, len: usize) -> V;
-}
-
-impl Source for &[i8] {
-    #[inline(always)]
-    fn load<V: Vector>(self, at: usize, len: usize) -> V {
-        load(self, at, len)
-    }
-}
-
-/// Masters, of which the integers in use are packed (see [`crate::sgd::in_use`]).
-#[derive(Clone, Copy, Debug)]
-pub struct Masters<'a> {
-    /// The masters.
-    pub values: &'a [i32],
-    /// Their fractional bits.
-    pub fraction: u32,
-    /// The integers in use are multiples of `2^coarse`, 0..=6, within ±127.
-    pub coarse: u32,
-}
-
-impl Source for Masters<'_> {
-    #[inline(always)]
-    fn load<V: Vector>(self, at: usize, len: usize) -> V {
-        let shift = self.fraction + self.coarse;
-        // Held first: then half a unit can be added.
-        let limit = ((1 << (7 - self.coarse)) - 1) << shift;
-        let values: V = load(self.values, at, len);
-        values.within(V::splat(-limit), V::splat(limit)).half_even(shift).shl(self.coarse)
-    }
-}
+use core::slice;
 
 /// Lines that [`pack`] fills for panels of `nr` channels.
 pub(crate) fn packed_lines(plan: &Convolution, nr: usize) -> usize {
@@ -51,18 +19,18 @@ pub(crate) fn packed_lines(plan: &Convolution, nr: usize) -> usize {
 
 /// Packs the weights of some taps for panels of `nr` channels, a multiple of 16, flipping bits of each weight: 0x80 adds
 /// 128.
-pub(crate) fn pack<W: Source>(
+pub(crate) fn pack(
     ctx: Context,
     plan: &Convolution,
     nr: usize,
     flip: u8,
     packed: &mut [Line],
     taps: Range<usize>,
-    weights: W,
+    weights: &[i8],
 ) {
     let ([.., c], [.., target]) = (plan.source(), plan.target());
     let (groups, panels) = (c.div_ceil(4), target.div_ceil(nr));
-    // Weights are read in the order in which they lie: masters come from memory.
+    // Weights are read in the order in which they lie: they come from memory.
     let (units, unit_len) = match plan.direction {
         Direction::Forward => (groups, 4 * target),
         Direction::Transposed => (panels, nr * c),
@@ -75,12 +43,15 @@ pub(crate) fn pack<W: Source>(
             let tap = unit / units;
             let part =
                 Part { packed: &packed, weights, first: tap * c * target, tap: taps.start + tap, plan, nr, flip };
-            match plan.direction {
-                // SAFETY: tasks have disjoint taps or groups.
-                Direction::Forward => ctx.isa.run_loop(Rows(part, unit % units)),
-                // SAFETY: tasks have disjoint taps or panels.
-                Direction::Transposed => ctx.isa.run_loop(Columns(part, unit % units)),
-            }
+            ctx.isa.vectorize(
+                #[inline(always)]
+                || match plan.direction {
+                    // SAFETY: tasks have disjoint taps or groups.
+                    Direction::Forward => unsafe { part.rows(unit % units) },
+                    // SAFETY: tasks have disjoint taps or panels.
+                    Direction::Transposed => unsafe { part.columns(unit % units) },
+                },
+            );
         }
     });
 }
@@ -89,9 +60,10 @@ pub(crate) fn pack<W: Source>(
 const TASK: usize = 1 << 14;
 
 /// What is packed of a tap.
-struct Part<'a, W> {
+struct Part<'a> {
     packed: &'a Disjoint<'a, Line>,
-    weights: W,
+    /// `[taps, C_in, C_out]`.
+    weights: &'a [i8],
     /// The tap's first weight, and its place in the panels.
     first: usize,
     tap: usize,
@@ -100,7 +72,7 @@ struct Part<'a, W> {
     flip: u8,
 }
 
-impl<W> Part<'_, W> {
+impl Part<'_> {
     /// The lines of some groups of four source channels in a panel.
     ///
     /// # Safety
@@ -116,73 +88,76 @@ impl<W> Part<'_, W> {
     }
 }
 
-/// One group of four source channels of a tap `[source][target]`: the four rows become the bytes of words. What does not
-/// exist becomes 0, which makes whatever the input holds there harmless.
-struct Rows<'a, W>(Part<'a, W>, usize);
-
-impl<W: Source> Loop for Rows<'_, W> {
-    type Output = ();
-
+impl Part<'_> {
+    /// One group of four source channels of a tap `[source][target]`: the four rows become the bytes of words. What does
+    /// not exist becomes 0, which makes whatever the input holds there harmless.
+    ///
+    /// # Safety
+    /// No other call for this group may live at the same time.
     #[inline(always)]
-    fn run<V: Vector>(self) {
-        let Rows(part, group) = self;
-        let ([.., c], [.., target]) = (part.plan.source(), part.plan.target());
+    unsafe fn rows(&self, group: usize) {
+        let ([.., c], [.., target]) = (self.plan.source(), self.plan.target());
         let rows = (c - group * 4).min(4);
-        let flips = V::splat((u32::from_ne_bytes([part.flip; 4]) >> (8 * (4 - rows))) as i32);
-        for panel in 0..target.div_ceil(part.nr) {
-            // SAFETY: this group of this tap is this task's alone.
-            let lines = unsafe { part.lines(panel, group..group + 1) };
+        let weights = &as_u8(self.weights)[self.first + group * 4 * target..][..rows * target];
+        for panel in 0..target.div_ceil(self.nr) {
+            // SAFETY: the caller's promise is handed on.
+            let lines = unsafe { self.lines(panel, group..group + 1) };
             for (line, out) in lines.iter_mut().enumerate() {
-                let channel = panel * part.nr + line * LANES;
+                let channel = panel * self.nr + line * LANES;
                 let len = target.saturating_sub(channel).min(LANES);
-                let at = part.first + group * 4 * target + channel;
-                let mut words = V::splat(0);
-                if len > 0 {
-                    for row in 0..rows {
-                        let bytes = part.weights.load::<V>(at + row * target, len).and(V::splat(0xFF));
-                        words = words.add(bytes.shl(8 * row as u32));
-                    }
-                    words = words.xor(flips);
+                let out = Line::bytes_mut(slice::from_mut(out));
+                if rows == 4 && len == LANES {
+                    let row = |row: usize| &weights[row * target + channel..][..LANES];
+                    interleave(out, [row(0), row(1), row(2), row(3)], self.flip);
+                    continue;
                 }
-                if len < LANES {
-                    words = words.keep(first_lanes::<V>(len));
+                out.fill(0);
+                for (k, four) in out.as_chunks_mut::<4>().0.iter_mut().enumerate().take(len) {
+                    let column = weights[channel + k..].iter().step_by(target);
+                    four.iter_mut().zip(column).for_each(|(out, &weight)| *out = weight ^ self.flip);
                 }
-                words.store_i32(out.integers_mut());
             }
         }
     }
-}
 
-/// One panel of a tap `[target][source]`: four neighbours become a word.
-struct Columns<'a, W>(Part<'a, W>, usize);
-
-impl<W: Source> Loop for Columns<'_, W> {
-    type Output = ();
-
+    /// One panel of a tap `[target][source]`: four neighbours become a word.
+    ///
+    /// # Safety
+    /// No other call for this panel may live at the same time.
     #[inline(always)]
-    fn run<V: Vector>(self) {
-        let Columns(part, panel) = self;
-        let ([.., c], [.., target]) = (part.plan.source(), part.plan.target());
-        // SAFETY: this panel of this tap is this task's alone.
-        let words = Line::sums_mut(unsafe { part.lines(panel, 0..c.div_ceil(4)) });
-        let flips = u32::from_ne_bytes([part.flip; 4]);
-        for k in 0..part.nr {
-            let channel = panel * part.nr + k;
-            if channel >= target {
-                words.iter_mut().skip(k).step_by(part.nr).for_each(|word| *word = 0);
-                continue;
+    unsafe fn columns(&self, panel: usize) {
+        let ([.., c], [.., target]) = (self.plan.source(), self.plan.target());
+        // SAFETY: the caller's promise is handed on.
+        let words = Line::bytes_mut(unsafe { self.lines(panel, 0..c.div_ceil(4)) }).as_chunks_mut::<4>().0;
+        let weights = as_u8(self.weights);
+        let row = |k: usize| &weights[self.first + (panel * self.nr + k) * c..][..c];
+        let channels = target.saturating_sub(panel * self.nr).min(self.nr);
+        let flipped = |four: &[u8; 4]| four.map(|byte| byte ^ self.flip);
+        // Four channels at a time: words are written beside each other, which is what takes the time.
+        let together = channels / 4 * 4;
+        for k in (0..together).step_by(4) {
+            let [a, b, c, d] = [0, 1, 2, 3].map(|next| row(k + next).as_chunks::<4>().0);
+            let fours = a.iter().zip(b).zip(c.iter().zip(d));
+            for (out, ((a, b), (c, d))) in words.chunks_exact_mut(self.nr).zip(fours) {
+                let out: &mut [[u8; 4]; 4] = (&mut out[k..k + 4]).try_into().expect("four words");
+                *out = [a, b, c, d].map(flipped);
             }
-            for from in (0..c).step_by(LANES) {
-                let len = (c - from).min(LANES);
-                let mut bytes = [0; LANES];
-                part.weights.load::<V>(part.first + channel * c + from, len).store_i8(&mut bytes);
-                for (group, four) in bytes.as_chunks::<4>().0.iter().take(len.div_ceil(4)).enumerate() {
-                    // Bytes behind the last source channel stay 0.
-                    let unused = 8 * (4 * group + 4).saturating_sub(len) as u32;
-                    let four = four.map(|byte| byte as u8);
-                    words[(from / 4 + group) * part.nr + k] = (u32::from_le_bytes(four) ^ flips >> unused) as i32;
-                }
+        }
+        for k in together..channels {
+            for (out, four) in words.chunks_exact_mut(self.nr).zip(row(k).as_chunks::<4>().0) {
+                out[k] = flipped(four);
             }
+        }
+        if let Some(last) = (c % 4 > 0).then(|| words.len() - self.nr) {
+            for (k, word) in words[last..].iter_mut().enumerate().take(channels) {
+                let rest = row(k).as_chunks::<4>().1;
+                // Bytes behind the last source channel are 0.
+                *word = [0; 4];
+                word.iter_mut().zip(rest).for_each(|(out, &weight)| *out = weight ^ self.flip);
+            }
+        }
+        for unused in words.chunks_exact_mut(self.nr) {
+            unused[channels..].fill([0; 4]);
         }
     }
 }
@@ -191,35 +166,29 @@ impl<W: Source> Loop for Columns<'_, W> {
 mod tests {
     use super::*;
     use crate::conv::Conv2d;
-    use crate::sgd::in_use;
     use crate::testing::{Threads, random};
     use crate::{Inline, Isa};
     use std::vec;
     use std::vec::Vec;
 
     #[test]
-    fn each_byte_is_a_weight_or_nothing_and_masters_are_packed_as_they_are_used() {
+    fn each_byte_is_a_weight_or_nothing() {
         for (c_in, c_out) in [(1, 1), (3, 16), (5, 33), (18, 7), (35, 40)] {
             let [kernel, stride, dilation, padding] = [[3; 2], [1; 2], [1; 2], [1; 2]];
             let geometry = Conv2d { batch: 1, in_h: 4, in_w: 4, c_in, c_out, kernel, stride, dilation, padding };
-            let mut masters = random(9 * c_in * c_out, 1, 26);
-            masters[0] = i32::MAX;
-            *masters.last_mut().unwrap() = -i32::MAX;
-            for (direction, coarse, flip) in [
-                (Direction::Forward, 0, 0),
-                (Direction::Forward, 3, 0x80),
-                (Direction::Transposed, 0, 0x80),
-                (Direction::Transposed, 1, 0),
+            let weights: Vec<i8> = random(9 * c_in * c_out, 1, 8).into_iter().map(|weight| weight as i8).collect();
+            for (direction, flip) in [
+                (Direction::Forward, 0),
+                (Direction::Forward, 0x80),
+                (Direction::Transposed, 0x80),
+                (Direction::Transposed, 0),
             ] {
                 let plan = Convolution { geometry, direction, signed: false };
-                let mut weights = vec![0; masters.len()];
-                in_use(Context::reference(), &mut weights, &masters, 16, coarse);
                 let ([.., c], [.., target]) = (plan.source(), plan.target());
                 for (isa, nr) in Isa::available().flat_map(|isa| [16, 32].map(|nr| (isa, nr))) {
                     let ctx = Context { isa, pool: &Threads(2) };
                     let mut packed = vec![Line([99; 64]); packed_lines(&plan, nr)];
-                    let source = Masters { values: &masters, fraction: 16, coarse };
-                    pack(ctx, &plan, nr, flip, &mut packed, 0..9, source);
+                    pack(ctx, &plan, nr, flip, &mut packed, 0..9, &weights);
                     let bytes: Vec<u8> = packed.iter().flat_map(|line| line.0.map(|byte| byte as u8)).collect();
                     for (at, &byte) in bytes.iter().enumerate() {
                         let (lane, k, rest) = (at % 4, at / 4 % nr, at / 4 / nr);
@@ -233,7 +202,7 @@ mod tests {
                             if from < c && to < target { weights[tap * c * target + place] as u8 ^ flip } else { 0 };
                         assert_eq!(byte, want, "{} {c_in} {c_out} {direction:?} {at}", isa.name());
                     }
-                    // Tap by tap, from the weights themselves.
+                    // Tap by tap.
                     let mut again = vec![Line::ZERO; packed.len()];
                     for tap in 0..9 {
                         let tap_weights = &weights[tap * c * target..][..c * target];

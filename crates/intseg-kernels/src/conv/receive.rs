@@ -2,6 +2,7 @@
 
 use super::Sum;
 use crate::Dither;
+use crate::masters::WeightMasters;
 use crate::pool::Disjoint;
 use crate::sgd::{Rule, Update};
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -46,7 +47,8 @@ impl<S: Sum> Receive for Added<'_, S> {
 /// Sums that masters and momenta are updated with: they never lie in memory, which masters and momenta come from. Sums of
 /// a weight must come once, and be whole.
 pub(crate) struct Learnt<'a> {
-    masters: Disjoint<'a, i32>,
+    steps: Disjoint<'a, i8>,
+    fractions: Disjoint<'a, i16>,
     momenta: Disjoint<'a, i32>,
     rule: Rule,
     outside: AtomicUsize,
@@ -54,9 +56,14 @@ pub(crate) struct Learnt<'a> {
 
 impl<'a> Learnt<'a> {
     /// Into as many masters as momenta.
-    pub fn new(masters: &'a mut [i32], momenta: &'a mut [i32], update: &Update, dithers: [Dither; 2]) -> Self {
-        let rule = Rule::new(update, dithers);
-        Learnt { masters: Disjoint::new(masters), momenta: Disjoint::new(momenta), rule, outside: AtomicUsize::new(0) }
+    pub fn new(masters: WeightMasters<'a>, momenta: &'a mut [i32], update: &Update, dithers: [Dither; 2]) -> Self {
+        Learnt {
+            steps: Disjoint::new(masters.steps),
+            fractions: Disjoint::new(masters.fractions),
+            momenta: Disjoint::new(momenta),
+            rule: Rule::new(update, dithers),
+            outside: AtomicUsize::new(0),
+        }
     }
 
     /// How many masters were left beyond the limit.
@@ -70,10 +77,12 @@ impl Receive for Learnt<'_> {
     unsafe fn take(&self, at: usize, sums: &[i32], shift: u32) -> u32 {
         debug_assert_eq!(shift, 0, "the halves of a 16-bit error come one after the other");
         // SAFETY: these weights are this call's alone, as the caller promises.
-        let masters = unsafe { self.masters.piece(at, at + sums.len()) };
+        let steps = unsafe { self.steps.piece(at, at + sums.len()) };
+        // SAFETY: as above.
+        let fractions = unsafe { self.fractions.piece(at, at + sums.len()) };
         // SAFETY: as above.
         let momenta = unsafe { self.momenta.piece(at, at + sums.len()) };
-        self.rule.apply(at, masters, momenta, sums)
+        self.rule.apply(at, WeightMasters { steps, fractions }.each(), momenta, sums)
     }
 
     fn done(&self, total: u32) {
@@ -82,9 +91,8 @@ impl Receive for Learnt<'_> {
 
     #[inline(always)]
     fn expect(&self, at: usize, len: usize) {
-        for at in (at..at + len).step_by(16) {
-            self.masters.fetch(at);
-            self.momenta.fetch(at);
-        }
+        (at..at + len).step_by(64).for_each(|at| self.steps.fetch(at));
+        (at..at + len).step_by(32).for_each(|at| self.fractions.fetch(at));
+        (at..at + len).step_by(16).for_each(|at| self.momenta.fetch(at));
     }
 }

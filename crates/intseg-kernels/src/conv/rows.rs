@@ -6,13 +6,12 @@
 //! every byte, padding included; each sum then holds 128 times the sum of its channel's weights, which it starts without.
 
 use super::gather::{MAX_MR, MAX_TAPS, MAX_TILE, MicroKernel, Reads, Sums, Tap};
-use super::pack::Source;
 use super::store::Store;
 use super::{Convolution, Direction, Input, Line};
 use crate::Context;
 use crate::bytes::as_u8;
 use crate::pool::for_each_piece;
-use crate::vector::{LANES, Lanes, Vector};
+use crate::vector::LANES;
 use core::ops::Range;
 
 /// Rows of output pixels of a task.
@@ -46,7 +45,7 @@ pub(crate) fn packed_lines(plan: &Convolution, nr: usize) -> usize {
 }
 
 /// Packs the weights of some taps: `[panel][kernel row][group][NR][4]`, the last index running over four bytes of the row.
-pub(crate) fn pack<W: Source>(plan: &Convolution, nr: usize, packed: &mut [Line], taps: Range<usize>, weights: W) {
+pub(crate) fn pack(plan: &Convolution, nr: usize, packed: &mut [Line], taps: Range<usize>, weights: &[i8]) {
     let ([.., target], [_, kw], c) = (plan.target(), plan.geometry.kernel, plan.geometry.c_in);
     let groups = groups(plan);
     for (panel, packed) in packed.chunks_exact_mut(panel_lines(plan, nr)).enumerate() {
@@ -63,7 +62,8 @@ pub(crate) fn pack<W: Source>(plan: &Convolution, nr: usize, packed: &mut [Line]
                 for lane in 0..c {
                     let mut channels = [0; LANES];
                     if len > 0 {
-                        weights.load::<Lanes>((index * c + lane) * target + channel, len).store_i8(&mut channels);
+                        let at = (index * c + lane) * target + channel;
+                        channels[..len].copy_from_slice(&weights[at..at + len]);
                     }
                     write(tap % kw * c + lane, from, channels);
                 }

@@ -2,9 +2,9 @@
 
 use super::reference;
 use super::{
-    Addend, Conv2d, Convolution, Direction, Input, Line, Masters, Output, OutputData, Requantizer, WeightGradient,
-    Weights,
+    Addend, Conv2d, Convolution, Direction, Input, Line, Output, OutputData, Requantizer, WeightGradient, Weights,
 };
+use crate::masters::{WeightMasters, parted};
 use crate::requantize::Contribution;
 use crate::sgd::{self, Update};
 use crate::testing::{Threads, random};
@@ -309,21 +309,20 @@ fn learnt(ctx: Context, plan: WeightGradient, input: Input, error: &[i8], gradie
         limit: 1 << 22,
     };
     let draw = |tensor| Dither::new(1, 2, tensor, Role::Update);
-    let masters = random(gradient.len(), 3, 24);
-    let momenta = random(gradient.len(), 4, 26);
-    let mut want = [masters.clone(), momenta.clone()];
-    let [master, momentum] = &mut want;
-    let reference = Context::reference();
-    let outside = sgd::update(reference, master, momentum, gradient, &update(0), [draw(5), draw(6)]);
+    let (steps, fractions) = random(gradient.len(), 3, 24).into_iter().map(parted).unzip();
+    let start: (Vec<i8>, Vec<i16>, Vec<i32>) = (steps, fractions, random(gradient.len(), 4, 26));
+    let mut want = start.clone();
+    let (steps, fractions, momenta) = &mut want;
+    let masters = WeightMasters { steps, fractions };
+    let outside = sgd::update(Context::reference(), masters, momenta, gradient, &update(0), [draw(5), draw(6)]);
     for split in [taps, taps - 1] {
-        let mut out = [masters.clone(), momenta.clone()];
-        let [master, momentum] = &mut out;
-        let (master, last_master) = master.split_at_mut(split * per_tap);
-        let (momentum, last_momentum) = momentum.split_at_mut(split * per_tap);
+        let mut out = start.clone();
         let mut found = 0;
-        for (range, learnt) in [(0..split, [master, momentum]), (split..taps, [last_master, last_momentum])] {
-            let update = update(range.start * per_tap);
-            found += plan.learn(ctx, learnt, range, input, error, &update, [draw(5), draw(6)], scratch);
+        for range in [0..split, split..taps] {
+            let weights = range.start * per_tap..range.end * per_tap;
+            let masters = WeightMasters { steps: &mut out.0[weights.clone()], fractions: &mut out.1[weights.clone()] };
+            let (momenta, update) = (&mut out.2[weights.clone()], update(weights.start));
+            found += plan.learn(ctx, masters, momenta, range, input, error, &update, [draw(5), draw(6)], scratch);
         }
         assert!(out == want && found == outside, "{} {:?}", ctx.isa.name(), plan.geometry);
     }
@@ -409,13 +408,6 @@ fn images_of_few_channels_are_convolved_by_whole_rows_of_the_kernel() {
                             taps.clone(),
                             &weights.raw[taps.start * per_tap..taps.end * per_tap],
                         );
-                    }
-                    if !packed.is_empty() {
-                        let masters: Vec<i32> =
-                            weights.raw.iter().map(|&weight| (i32::from(weight) << 16) - 999).collect();
-                        let mut again = vec![Line([-1; 64]); packed.len()];
-                        plan.pack_masters(ctx, &mut again, Masters { values: &masters, fraction: 16, coarse: 0 });
-                        assert!(packed.iter().zip(&again).all(|(a, b)| a.0 == b.0), "{}", ctx.isa.name());
                     }
                     let mut out = vec![0; want.len()];
                     plan.run(ctx, &mut out, input, Weights { packed: &packed, ..weights }, scratch);

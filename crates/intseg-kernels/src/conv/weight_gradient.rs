@@ -10,6 +10,7 @@ use super::shared_taps::{AHEAD_WEIGHTS, Plan, RowKernel};
 use super::{Conv2d, Input, Line};
 use crate::bytes::as_u8;
 use crate::interleave::interleave;
+use crate::masters::WeightMasters;
 use crate::pool::Disjoint;
 use crate::sgd::Update;
 use crate::{Context, Dither, Isa, scalar};
@@ -81,11 +82,15 @@ struct Blocks {
 impl Blocks {
     fn new(g: &Conv2d, [mr, nr]: [usize; 2], threads: usize) -> Self {
         let up = |value: usize, unit: usize| value.div_ceil(unit) * unit;
-        let columns = up(g.c_out.min(CHANNELS), nr);
+        // Few pixels are packed in no time, and memory is read and written fastest in long rows.
+        let few = g.batch * g.out_h() * g.out_w() <= PIXELS;
+        let widest = if few { 4 * CHANNELS } else { CHANNELS };
+        let columns = up(g.c_out.min(widest), nr);
+        let most_rows = CHANNELS * CHANNELS / columns.max(CHANNELS);
         let column_blocks = g.c_out.div_ceil(columns);
         // Few taps and channels make few tasks: smaller blocks then keep all threads busy.
         let others = g.kernel[0] * g.kernel[1] * column_blocks;
-        let wanted = (4 * threads).div_ceil(others).clamp(g.c_in.div_ceil(CHANNELS), g.c_in.div_ceil(mr));
+        let wanted = (4 * threads).div_ceil(others).clamp(g.c_in.div_ceil(most_rows), g.c_in.div_ceil(mr));
         let rows = up(g.c_in.div_ceil(wanted), mr);
         Blocks { rows, columns, row_blocks: g.c_in.div_ceil(rows), column_blocks }
     }
@@ -183,7 +188,8 @@ impl WeightGradient {
     pub fn learn(
         &self,
         ctx: Context,
-        [masters, momenta]: [&mut [i32]; 2],
+        masters: WeightMasters,
+        momenta: &mut [i32],
         taps: Range<usize>,
         input: Input,
         error: &[i8],
@@ -192,7 +198,7 @@ impl WeightGradient {
         scratch: &mut [i32],
     ) -> usize {
         assert!(self.learns(ctx) && update.gradient_shift == 0, "the gradient is needed as a whole");
-        self.check(ctx, [masters.len(), momenta.len()], taps.clone(), input, error, scratch);
+        self.check(ctx, [masters.steps.len(), momenta.len()], taps.clone(), input, error, scratch);
         let learnt = Learnt::new(masters, momenta, update, dithers);
         #[cfg(target_arch = "x86_64")]
         self.hand_over(ctx, &learnt, taps, input, error, 0, scratch);
@@ -487,13 +493,17 @@ impl<'a> Block<'a> {
             if row + ahead < self.rows[1] {
                 out.expect(place(row + ahead), columns);
             }
-            let mut whole = [0; CHANNELS];
-            for (panel, (out, biases)) in whole[..columns].chunks_mut(nr).zip(self.error_sums.chunks(nr)).enumerate() {
-                let sums = &self.sums[((panel * row_tiles + row / mr) * mr + row % mr) * nr..];
-                unbiased(out, sums, biases);
+            for first in (0..columns).step_by(CHANNELS) {
+                let mut part = [0; CHANNELS];
+                let part = &mut part[..CHANNELS.min(columns - first)];
+                let biases = self.error_sums[first..].chunks(nr);
+                for (panel, (out, biases)) in (first / nr..).zip(part.chunks_mut(nr).zip(biases)) {
+                    let sums = &self.sums[((panel * row_tiles + row / mr) * mr + row % mr) * nr..];
+                    unbiased(out, sums, biases);
+                }
+                // SAFETY: these weights are this block's alone, as the caller promises.
+                total += unsafe { out.take(place(row) + first, part, shift) };
             }
-            // SAFETY: these weights are this block's alone, as the caller promises.
-            total += unsafe { out.take(place(row), &whole[..columns], shift) };
         }
         out.done(total);
         self.begun = false;

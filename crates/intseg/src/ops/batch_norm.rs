@@ -7,6 +7,7 @@
 
 use super::adoption::Adoption;
 use super::{Operator, Step};
+use crate::masters::Masters;
 use crate::parameter::Parameter;
 use crate::tensor::{Mantissas, Shape, Tensor};
 use intseg_kernels::batch_norm::{
@@ -172,7 +173,8 @@ impl BatchNorm {
         });
         if let Some(adoption) = &mut self.adoption {
             self.running = adoption.see(batch);
-            (self.gamma.master, self.beta.master) = adoption.parameters(&self.running);
+            let (gamma, beta) = adoption.parameters(&self.running);
+            (self.gamma.master, self.beta.master) = (Masters::Affine(gamma), Masters::Affine(beta));
             return;
         }
         if self.running.is_empty() {
@@ -437,8 +439,8 @@ mod tests {
     fn norm() -> BatchNorm {
         let mut norm = BatchNorm::new("bn", CHANNELS, true);
         for k in 0..CHANNELS {
-            norm.gamma.master[k] = (1 << 20) + (k as i32) * 100_000 - 150_000;
-            norm.beta.master[k] = (k as i32 - 2) * 200_000;
+            norm.gamma.master.set(k, (1 << 20) + (k as i32) * 100_000 - 150_000);
+            norm.beta.master.set(k, (k as i32 - 2) * 200_000);
         }
         norm
     }

@@ -47,9 +47,8 @@ impl Conv {
 
     /// The integers in use, `[KH, KW, C_in, C_out]`.
     pub fn weights_in_use(&self, bits: u32) -> Vec<i8> {
-        let mut weights = vec![0; self.weight.master.len()];
-        self.weight.in_use_i8(Context::reference(), bits, &mut weights);
-        weights
+        let mut coarse = vec![0; if bits < 8 { self.weight.master.len() } else { 0 }];
+        self.weight.in_use(Context::reference(), bits, &mut coarse).to_vec()
     }
 
     /// The error that `backward` left, of the output's shape.
@@ -72,7 +71,7 @@ impl Conv {
         Convolution { geometry, direction, signed: self.signed || direction == Direction::Transposed }
     }
 
-    /// The exact sums of one direction for each of some inputs. The weights are rounded and packed for it: packed
+    /// The exact sums of one direction for each of some inputs. The weights are packed for it: packed
     /// weights of all layers would take as much memory as the weights, and packing takes little time.
     fn accumulate<const N: usize>(
         &self,
@@ -90,14 +89,11 @@ impl Conv {
         let lines = pass.packed_len(step.kernels.isa);
         let mut words = step.buffers.take_i32(Line::words(lines));
         let packed = &mut Line::in_words(&mut words)[..lines];
-        // Portable code reads weights as they are; others read packed ones.
-        let mut raw = step.buffers.take_i8(if packed.is_empty() { self.weight.master.len() } else { 0 });
-        match packed.is_empty() {
-            true => self.weight.in_use_i8(step.kernels, step.bits.w, &mut raw),
-            false => pass.pack_masters(step.kernels, packed, self.weight.in_use(step.bits.w)),
-        }
+        let mut coarse = step.buffers.take_i8(if step.bits.w < 8 { self.weight.master.len() } else { 0 });
+        let raw = self.weight.in_use(step.kernels, step.bits.w, &mut coarse);
+        pass.pack(step.kernels, packed, raw);
         let mut scratch = step.buffers.take_i32(pass.scratch_len(step.kernels));
-        let weights = Weights { raw: &raw, packed };
+        let weights = Weights { raw, packed };
         let sums = inputs.map(|input| {
             let mut sums = step.buffers.take_i32(len);
             pass.run(step.kernels, &mut sums, input, weights, &mut scratch);
@@ -105,7 +101,7 @@ impl Conv {
         });
         step.buffers.give_i32(scratch);
         step.buffers.give_i32(words);
-        step.buffers.give_i8(raw);
+        step.buffers.give_i8(coarse);
         sums
     }
 
