@@ -7,7 +7,7 @@
 //! had again exactly. So whether a convolution takes this way is a question of time alone.
 //!
 //! Weights are transformed anew in each run, from their packed form: that costs little beside their products and saves
-//! eight times their size. Dilated convolutions are tiles over every `dilation`-th pixel. Where a map's phases are no
+//! eight times their size. Where tiles are few, threads share out the weights instead of the tiles. Dilated convolutions are tiles over every `dilation`-th pixel. Where a map's phases are no
 //! multiples of four, tiles with one or two outputs along an axis need four of its points: they are classes of their own.
 
 mod loops;
@@ -31,6 +31,9 @@ const PRODUCTS: usize = POINTS * POINTS;
 /// weights after the other. Larger blocks transform weights more rarely; smaller ones stay in cache.
 const BLOCK_GROUPS: usize = 6;
 const BLOCK_BYTES: usize = 4 << 20;
+/// The most groups and bytes of transformed input where one block is all tiles: threads then share out its panels.
+const WHOLE_GROUPS: usize = 12;
+const WHOLE_BYTES: usize = 6 << 20;
 /// Up to so many outputs along an axis a tile is narrow.
 const NARROW_OUTPUTS: usize = 2;
 /// Up to so many blocks have the same work; of more each has as many groups.
@@ -167,6 +170,8 @@ struct Tiling {
     groups: usize,
     /// The most groups of a block.
     block_groups: usize,
+    /// Parts that panels are cut into, each with all groups as its one block; 0 where blocks have all panels.
+    parts: usize,
     /// Lines of 16 channels in a panel.
     width: usize,
 }
@@ -190,16 +195,24 @@ impl Tiling {
         let groups = classes.iter().map(|class| class.groups).sum::<usize>();
         let lines = c.div_ceil(WORD_LANES);
         let group_bytes = PRODUCTS * lines * K::MR * 64;
+        let panels = target.div_ceil(K::NR);
+        // Input is then transformed by every thread, and weights once; else weights by every thread. Either takes about as
+        // long for each value.
+        let tiles = classes.iter().map(|class| class.tiles).sum::<usize>();
+        let whole = groups <= WHOLE_GROUPS && groups * group_bytes <= WHOLE_BYTES && tiles < target;
+        let parts = if whole { threads.min(panels) } else { 0 };
+        let share = BLOCK_GROUPS.min(groups.div_ceil(threads).max(1));
         Tiling {
             axes,
             classes,
             lines,
             pairs: 2 * c.div_ceil(4),
-            panels: target.div_ceil(K::NR),
+            panels,
             mr: K::MR,
             groups,
             // No larger than a thread's share: many threads take no more memory than their tiles do.
-            block_groups: (BLOCK_BYTES / group_bytes).clamp(1, BLOCK_GROUPS.min(groups.div_ceil(threads).max(1))),
+            block_groups: if whole { groups } else { (BLOCK_BYTES / group_bytes).clamp(1, share) },
+            parts,
             width: K::NR / LANES,
         }
     }
@@ -335,14 +348,18 @@ pub(crate) fn run<K: Multiply, S: Store>(
         Input::I8(data) => as_u8(data),
     };
     let job = Job { kernel, plan, ctx, tiling: &tiling, input, packed };
+    let (parts, panels) = (tiling.parts, tiling.panels);
     let blocks = tiling.blocks(ctx.pool.threads());
     // A block is a thread's own from its input to its sums, transformed weights included: what one core writes no other
     // reads, which takes longer than to do it again.
-    ctx.pool.run(blocks, &|block, worker| {
+    ctx.pool.run(if parts > 0 { parts } else { blocks }, &|task, worker| {
         let len = tiling.worker_lines();
         // SAFETY: each worker has its own part, and runs one task at a time.
         let lines = unsafe { lines.piece(worker * len, (worker + 1) * len) };
-        job.block(store, tiling.block(block, blocks), lines);
+        match parts {
+            0 => job.block(store, tiling.block(task, blocks), 0..panels, lines),
+            _ => job.block(store, 0..tiling.groups, task * panels / parts..(task + 1) * panels / parts, lines),
+        }
     });
 }
 
@@ -358,8 +375,8 @@ struct Job<'a, K> {
 }
 
 impl<K: Multiply> Job<'_, K> {
-    /// Computes a block of groups.
-    fn block<S: Store>(&self, store: &S, groups: Range<usize>, lines: &mut [Line]) {
+    /// Computes some panels of a block of groups.
+    fn block<S: Store>(&self, store: &S, groups: Range<usize>, panels: Range<usize>, lines: &mut [Line]) {
         let tiling = self.tiling;
         let [weight_stride, input_stride, _] = tiling.strides();
         let (weights, rest) = lines.split_at_mut(PRODUCTS * weight_stride);
@@ -373,7 +390,7 @@ impl<K: Multiply> Job<'_, K> {
             groups: groups.clone(),
         });
         let per_panel = TAPS * TAPS * tiling.pairs / 2 * tiling.width;
-        for panel in 0..tiling.panels {
+        for panel in panels {
             self.ctx.isa.run_loop(TransformWeights {
                 packed: &self.packed[panel * per_panel..][..per_panel],
                 out: weights,
