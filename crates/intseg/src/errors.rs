@@ -39,8 +39,11 @@ impl Pending {
 
 /// Sums the parts of an error that a node's readers sent, and brings the sum to the bits that the node's output
 /// wants: 16 for a residual stream or logits, E1 for an activation. A single part that fits passes as it is.
-pub(crate) fn collect(step: &Step, output: &Tensor, Pending { mut parts, sum }: Pending) -> Tensor {
-    let wide = matches!(output.mantissas, Mantissas::I16(_));
+///
+/// A stream's error is rounded once a block on its way to the image, so that 8 bits would leave little of it after many
+/// blocks: `stream` says so of a sum that became an activation of 8 bits.
+pub(crate) fn collect(step: &Step, output: &Tensor, stream: bool, Pending { mut parts, sum }: Pending) -> Tensor {
+    let wide = stream || matches!(output.mantissas, Mantissas::I16(_));
     let bits = if wide { step.bits.residual } else { step.bits.e1 };
     let fits = |part: &Tensor| match part.mantissas {
         Mantissas::I8(_) => true,
@@ -118,7 +121,11 @@ mod tests {
                 together.add(&step, part(k), 1 << 18);
             }
             assert_eq!(together.parts.len(), 1 + merged, "{exponents:?}");
-            assert_eq!(collect(&step, &output, together), collect(&step, &output, apart), "{exponents:?}");
+            assert_eq!(
+                collect(&step, &output, false, together),
+                collect(&step, &output, false, apart),
+                "{exponents:?}"
+            );
         }
     }
 }

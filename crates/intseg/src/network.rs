@@ -391,7 +391,8 @@ impl Network {
             if pending.parts.is_empty() {
                 continue;
             }
-            let error = collect(&step, &values[index], pending);
+            let stream = matches!(self.graph.nodes[index].op, OpSpec::Add { .. });
+            let error = collect(&step, &values[index], stream, pending);
             if let Some(observe) = observe {
                 observe(Probe::Error { node: index, error: &error });
             }
