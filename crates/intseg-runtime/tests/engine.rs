@@ -145,6 +145,7 @@ fn decoders_are_exact_at_every_size_on_every_instruction_set() {
 #[test]
 fn depthwise_convolutions_tables_and_products_are_exact_at_every_size_on_every_instruction_set() {
     check(&mobile());
+    check(&padded());
 }
 
 #[test]
