@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Threads, decoder, image, mobile, pyramid, residual, tiny};
+use common::{Threads, decoder, image, mobile, padded, pyramid, residual, tiny};
 use intseg_kernels::{Context, Isa};
 use intseg_runtime::{Engine, Model, ModelError, Op, OpenError};
 

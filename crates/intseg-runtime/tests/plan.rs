@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Threads, bottlenecks, decoder, mobile, pooled, pyramid, residual, same, tiny};
+use common::{Threads, bottlenecks, decoder, mobile, padded, pooled, pyramid, residual, same, tiny};
 use intseg_kernels::{Context, Isa};
 use intseg_runtime::writer::ModelSpec;
 use intseg_runtime::{Destination, Engine, Memory, Model, Plan, PlanError, Slot, execute, load};

@@ -209,14 +209,13 @@ mod tests {
     const BYTES: [i32; 2] = [0, 255];
 
     #[test]
-    fn finer_units_bring_a_bias_closer_and_leave_a_whole_one() {
-        let channel = |bias| Channel { scale: 0.5, weights: 1.0, bias };
-        assert_eq!(channel(2.0).fused(BYTES, 20, 1 << 20), (channel(2.0), 0));
-        let finer = Channel { scale: 0.125, weights: 4.0, bias: 2.125 };
-        assert_eq!(channel(2.125).fused(BYTES, 20, 1 << 20), (finer, 0));
-        // Here no unit is fine enough for it, and every other sum is a tie.
-        let (coarse, wrong) = channel(2.125).fused(BYTES, 100, 1 << 20);
-        assert!(coarse.weights == 1.0 && wrong > 100, "{coarse:?} {wrong}");
+    fn a_bias_between_two_units_gets_finer_ones_where_weights_leave_room_and_a_whole_one_stays() {
+        let whole = Channel { scale: 0.5, weights: 1.0, bias: 2.0 };
+        assert_eq!(whole.fused(BYTES, 20, 1 << 20), (whole, 0));
+        let between = Channel { scale: 0.013, weights: 1.0, bias: 2.5 * 0.013 };
+        let [finer, coarse] = [20, 100].map(|largest_weight| between.fused(BYTES, largest_weight, 1 << 20));
+        assert!(finer.0.weights > 1.0 && finer.1 < 5, "{finer:?}");
+        assert!(coarse.0.weights == 1.0 && coarse.1 > 60, "{coarse:?}");
     }
 
     #[test]
