@@ -124,8 +124,8 @@ impl OpSpec {
     /// The version of the file that first had the operator, from 2 on.
     fn version(&self) -> u32 {
         match self.code() {
-            ..=10 => 2,
-            ..=13 => 3,
+            0..=10 => 2,
+            11..=13 => 3,
             _ => 4,
         }
     }
