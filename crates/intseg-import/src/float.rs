@@ -114,6 +114,17 @@ pub(crate) fn compute(node: &FloatNode, inputs: &[&Map]) -> Result<Map, &'static
             map.data.iter_mut().for_each(|v| *v = v.max(*low).min(*high));
             Ok(map)
         }
+        FloatOp::Pad { padding: [top, left], pixel } => {
+            channels_fit(pixel.len())?;
+            let Shape { h, w, c, .. } = input.shape;
+            let size = [h + 2 * top, w + 2 * left];
+            check_len(size, c)?;
+            let mut map = Map { shape: Shape::new(1, size[0], size[1], c), data: pixel.repeat(size[0] * size[1]) };
+            for (row, inside) in map.data.chunks_exact_mut(size[1] * c).skip(*top).zip(input.data.chunks_exact(w * c)) {
+                row[left * c..][..w * c].copy_from_slice(inside);
+            }
+            Ok(map)
+        }
         FloatOp::MaxPool { window, ceil } => {
             pool(input, window, *ceil, |taps, _| taps.fold(f32::NEG_INFINITY, f32::max))
         }

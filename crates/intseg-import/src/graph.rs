@@ -69,6 +69,13 @@ pub enum FloatOp {
         /// Largest output, may be infinite.
         high: f32,
     },
+    /// The image with other pixels than 0 around it.
+    Pad {
+        /// Rows above and as many below, columns on the left and as many on the right.
+        padding: [usize; 2],
+        /// The pixel, a value a channel.
+        pixel: Vec<f32>,
+    },
     /// Maximum over a window; padding never wins.
     MaxPool {
         /// Geometry.

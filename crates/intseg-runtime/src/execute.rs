@@ -134,6 +134,7 @@ pub fn execute(
             Op::Depthwise(depthwise) => run.depthwise(&depthwise, memory, &mut constants),
             Op::Table(table) => run.table(&table, memory),
             Op::Product(product) => run.product(&product, memory, &mut constants),
+            Op::Pad(pad) => run.pad(&pad, memory),
         }
         tap(index, run.slot, memory);
     }

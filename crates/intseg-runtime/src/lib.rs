@@ -45,13 +45,13 @@ pub use engine::{Engine, EngineError};
 pub use error::ModelError;
 pub use execute::{Memory, execute, load};
 pub use intseg_kernels::resize::Interpolation;
-pub use model::{Conv, Depthwise, Element, Model, Node, Op, Product, Requantization, Table};
+pub use model::{Conv, Depthwise, Element, Model, Node, Op, Pad, Product, Requantization, Table};
 #[cfg(feature = "std")]
 pub use open::OpenError;
 pub use plan::{Alignment, Destination, Plan, PlanError, Shape, Sizes, Slot};
 
 /// The newest version of the model file that this crate reads; it writes the lowest that a model's nodes need.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// What a model file begins with.
 pub const MAGIC: [u8; 8] = *b"INTSEG\0\0";
 /// The rounding of every requantisation, kept in the file so that a reader can refuse what it does not implement.

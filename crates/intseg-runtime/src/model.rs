@@ -14,17 +14,20 @@
 //! A host that packs the weights reads them piece by piece and holds no more of the file than what comes before them
 //! (`Engine::open`). Files with another order of tensors are read too; more of such a file is held.
 //!
-//! A file says the lowest version that its nodes need: 3 where there is a depthwise convolution, a table or a product.
+//! A file says the lowest version that its nodes need: 3 where there is a depthwise convolution, a table or a product, 4 where a
+//! map is padded.
 //!
 //! Nothing is trusted: every length is checked before it is used, and nothing is allocated.
 
 mod mobile;
+mod pad;
 
 use crate::error::ModelError;
 use crate::{MAGIC, VERSION};
 use intseg_kernels::bytes::as_i8;
 use intseg_kernels::resize::Interpolation;
 pub use mobile::{Depthwise, Product, Table};
+pub use pad::Pad;
 
 /// Bytes of the fixed part at the start.
 pub(crate) const HEADER: usize = 32;
@@ -184,6 +187,8 @@ pub enum Op<'a> {
     Table(Table<'a>),
     /// Product of two maps of 8 bits, requantisation, clamp.
     Product(Product<'a>),
+    /// A map of 8 bits with pixels around it that are all the same.
+    Pad(Pad<'a>),
 }
 
 /// A node of the graph.
@@ -224,6 +229,7 @@ impl<'a> Node<'a> {
         match self.op {
             Op::Depthwise(depthwise) => Some(depthwise.end),
             Op::Table(table) => Some(table.end),
+            Op::Pad(pad) => Some(pad.end),
             _ => self.requantization().map(|requantization| requantization.end),
         }
     }
@@ -234,6 +240,7 @@ impl<'a> Node<'a> {
             Op::Conv(conv) if conv.weights.contains(&i8::MIN) => return Err(WEIGHT_RANGE),
             Op::Depthwise(depthwise) => depthwise.check_weights()?,
             Op::Table(table) => mobile::check_table(table, self.element, self.clamp)?,
+            Op::Pad(pad) => pad.check(self.element, self.clamp)?,
             _ => {}
         }
         let Some(requantization) = self.requantization() else { return Ok(()) };
@@ -475,7 +482,7 @@ impl<'a> Model<'a> {
         let wanted = match op {
             Op::Image => 0..=0,
             Op::Conv(_) | Op::Affine(_) | Op::MaxPool { .. } | Op::GlobalAveragePool | Op::AveragePool { .. } => 1..=1,
-            Op::Resize { factor: Some(_), .. } | Op::Depthwise(_) | Op::Table(_) => 1..=1,
+            Op::Resize { factor: Some(_), .. } | Op::Depthwise(_) | Op::Table(_) | Op::Pad(_) => 1..=1,
             Op::Add | Op::Resize { factor: None, .. } | Op::Product(_) => 2..=2,
             Op::Concat => 1..=64,
         };
@@ -532,6 +539,7 @@ impl<'a> Model<'a> {
             11 => Op::Depthwise(self.depthwise(cursor)?),
             12 => Op::Table(self.table(cursor)?),
             13 => Op::Product(self.product(cursor)?),
+            14 => Op::Pad(self.pad(cursor)?),
             _ => return Err("its operator is unknown"),
         })
     }

@@ -2,7 +2,7 @@
 
 mod fuse;
 
-use crate::model::{Conv, Depthwise, Element, Model, Node, Op, Product};
+use crate::model::{Conv, Depthwise, Element, Model, Node, Op, Pad, Product};
 use core::fmt;
 use intseg_kernels::requantize::Contribution;
 use intseg_kernels::resize::Tap;
@@ -350,7 +350,7 @@ fn check_exponents(node: &Node, slots: &[Slot]) -> Result<(), &'static str> {
     let fits = match node.op {
         Op::Image | Op::Conv(_) | Op::Affine(_) | Op::Depthwise(_) | Op::Table(_) | Op::Product(_) => true,
         Op::Add => Alignment::new([input(0), input(1)], node.exponent).is_some(),
-        Op::MaxPool { .. } | Op::AveragePool { .. } | Op::Resize { .. } => input(0) == node.exponent,
+        Op::MaxPool { .. } | Op::AveragePool { .. } | Op::Resize { .. } | Op::Pad(_) => input(0) == node.exponent,
         Op::GlobalAveragePool => input(0).abs_diff(node.exponent) <= MAX_MEAN_SHIFT,
         Op::Concat => (0..node.inputs().len()).all(|k| input(k) == node.exponent),
     };
@@ -367,7 +367,7 @@ fn check_elements(node: &Node, slots: &[Slot]) -> Result<(), &'static str> {
         Op::Product(_) => input(0) != Element::I16 && input(1) != Element::I16,
         Op::Affine(_) | Op::Add => true,
         Op::MaxPool { .. } | Op::AveragePool { .. } | Op::Resize { .. } => input(0) == node.element,
-        Op::GlobalAveragePool => input(0) == node.element && node.element != Element::I16,
+        Op::GlobalAveragePool | Op::Pad(_) => input(0) == node.element && node.element != Element::I16,
         Op::Concat => (0..node.inputs().len()).all(|k| input(k) == node.element) && node.element != Element::I16,
     };
     if fits { Ok(()) } else { Err("its inputs have the wrong type") }
@@ -394,6 +394,8 @@ fn shape_of(node: &Node, slots: &[Slot], [h, w]: [usize; 2]) -> Result<Shape, &'
             Ok(Shape { h, w, ..input(0) })
         }
         Op::Table(_) => Ok(input(0)),
+        Op::Pad(pad) if pad.channels != input(0).c => Err("its padding has another number of channels than its input"),
+        Op::Pad(Pad { padding: [y, x], .. }) => Ok(Shape { h: input(0).h + 2 * y, w: input(0).w + 2 * x, ..input(0) }),
         Op::Product(product) => {
             let gate = Shape { h: 1, w: 1, ..input(0) };
             match product.requantization.channels() == input(0).c && [input(0), gate].contains(&input(1)) {

@@ -91,6 +91,13 @@ pub enum OpSpec {
         /// From products to output.
         requantization: RequantizationSpec,
     },
+    /// A map of 8 bits with pixels around it that are all the same.
+    Pad {
+        /// Rows above and as many below, columns on the left and as many on the right.
+        padding: [usize; 2],
+        /// The pixel's channels: their bits, whatever their sign.
+        pixel: Vec<u8>,
+    },
 }
 
 impl OpSpec {
@@ -110,12 +117,17 @@ impl OpSpec {
             OpSpec::Depthwise { .. } => 11,
             OpSpec::Table(_) => 12,
             OpSpec::Product { .. } => 13,
+            OpSpec::Pad { .. } => 14,
         }
     }
 
     /// The version of the file that first had the operator, from 2 on.
     fn version(&self) -> u32 {
-        if self.code() > 10 { 3 } else { 2 }
+        match self.code() {
+            0..=10 => 2,
+            11..=13 => 3,
+            _ => 4,
+        }
     }
 }
 
@@ -241,6 +253,10 @@ impl Writer {
                 self.u32s([requantization.shift.len(), 1]);
                 self.graph.extend(zero.to_le_bytes());
                 self.requantization(requantization);
+            }
+            OpSpec::Pad { padding, pixel } => {
+                self.u32s(padding.iter().copied().chain([pixel.len(), 1]));
+                self.constants.push(&mut self.graph, pixel.iter().copied());
             }
             OpSpec::Image | OpSpec::Add | OpSpec::GlobalAveragePool | OpSpec::Concat => {}
         }

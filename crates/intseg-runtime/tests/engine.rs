@@ -3,7 +3,7 @@
 mod common;
 
 use common::naive::{self, Values};
-use common::{Threads, bottlenecks, decoder, image, mobile, pooled, pyramid, residual, tiny};
+use common::{Threads, bottlenecks, decoder, image, mobile, padded, pooled, pyramid, residual, tiny};
 use intseg_kernels::{Context, Isa, bytes::as_i8};
 use intseg_runtime::writer::ModelSpec;
 use intseg_runtime::{Destination, Element, Engine, Memory, Model, Plan, Slot, execute, load};
@@ -145,6 +145,11 @@ fn decoders_are_exact_at_every_size_on_every_instruction_set() {
 #[test]
 fn depthwise_convolutions_tables_and_products_are_exact_at_every_size_on_every_instruction_set() {
     check(&mobile());
+}
+
+#[test]
+fn other_pixels_than_0_around_a_map_are_exact_at_every_size_on_every_instruction_set() {
+    check(&padded());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{decoder, image, mobile, pyramid, residual, tiny};
+use common::{decoder, image, mobile, padded, pyramid, residual, tiny};
 use intseg_kernels::{Context, Dither, Role};
 use intseg_runtime::writer::{ModelSpec, NodeSpec, OpSpec, RequantizationSpec};
 use intseg_runtime::{Element, Engine, Model, ModelError, Op, Plan, Slot, VERSION};
@@ -20,7 +20,7 @@ fn seal(file: &mut [u8]) {
 
 #[test]
 fn what_was_written_is_read_back() {
-    for spec in [tiny(), residual(true), pyramid(false), decoder(), mobile()] {
+    for spec in [tiny(), residual(true), pyramid(false), decoder(), mobile(), padded()] {
         let file = spec.to_bytes();
         let model = Model::parse(&file).unwrap();
         assert_eq!((model.metadata(), model.align_corners), (spec.metadata.as_str(), spec.align_corners));
@@ -37,6 +37,9 @@ fn what_was_written_is_read_back() {
                 (Op::Table(op), OpSpec::Table(table)) => assert_eq!(op.values, &**table),
                 (Op::Product(op), OpSpec::Product { zero, requantization }) => {
                     assert_eq!((op.zero, op.requantization.shifts()), (*zero, &requantization.shift[..]));
+                }
+                (Op::Pad(op), OpSpec::Pad { padding, pixel }) => {
+                    assert_eq!((op.padding, op.pixel, op.channels), (*padding, &pixel[..], pixel.len()));
                 }
                 _ => {}
             }
@@ -55,7 +58,7 @@ fn what_was_written_is_read_back() {
 #[test]
 fn a_file_says_the_lowest_version_that_its_nodes_need() {
     let version = |spec: ModelSpec| u32::from_le_bytes(*spec.to_bytes()[8..].first_chunk().unwrap());
-    assert_eq!([decoder(), mobile()].map(version), [2, 3]);
+    assert_eq!([decoder(), mobile(), padded()].map(version), [2, 3, 4]);
 }
 
 #[test]
@@ -120,7 +123,7 @@ fn exercise(file: &[u8]) -> bool {
 #[test]
 fn files_with_changed_bytes_and_a_right_checksum_never_panic() {
     let (mut refused, mut ran) = (0, 0);
-    for (seed, spec) in [tiny(), residual(false), pyramid(true), decoder(), mobile()].iter().enumerate() {
+    for (seed, spec) in [tiny(), residual(false), pyramid(true), decoder(), mobile(), padded()].iter().enumerate() {
         let file = spec.to_bytes();
         let bits = Dither::new(seed as u64, 0, 0, Role::Shuffle);
         // The graph lies at the front: most changes go there.

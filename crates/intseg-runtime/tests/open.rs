@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Threads, decoder, image, mobile, pyramid, residual, tiny};
+use common::{Threads, decoder, image, mobile, padded, pyramid, residual, tiny};
 use intseg_kernels::{Context, Isa};
 use intseg_runtime::{Engine, Model, ModelError, Op, OpenError};
 
@@ -12,7 +12,7 @@ fn open(file: &[u8], isa: Isa) -> Result<Engine, OpenError> {
 
 #[test]
 fn an_opened_model_computes_what_the_whole_file_computes() {
-    for spec in [tiny(), residual(true), pyramid(false), decoder(), mobile()] {
+    for spec in [tiny(), residual(true), pyramid(false), decoder(), mobile(), padded()] {
         let file = spec.to_bytes();
         for (isa, size) in Isa::available().flat_map(|isa| [(isa, [33, 65]), (isa, [40, 24])]) {
             let ctx = Context { isa, pool: &Threads(3) };

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Threads, bottlenecks, decoder, mobile, pooled, pyramid, residual, same, tiny};
+use common::{Threads, bottlenecks, decoder, mobile, padded, pooled, pyramid, residual, same, tiny};
 use intseg_kernels::{Context, Isa};
 use intseg_runtime::writer::ModelSpec;
 use intseg_runtime::{Destination, Engine, Memory, Model, Plan, PlanError, Slot, execute, load};
@@ -43,7 +43,7 @@ fn check(spec: &ModelSpec, size: [usize; 2]) {
 #[test]
 fn outputs_that_live_at_the_same_time_do_not_overlap() {
     let strips = pooled(same(3, 1), 30, [[2; 2], [2; 2], [0; 2]], true);
-    for spec in [tiny(), residual(false), pyramid(false), decoder(), bottlenecks(), mobile(), strips] {
+    for spec in [tiny(), residual(false), pyramid(false), decoder(), bottlenecks(), mobile(), padded(), strips] {
         for size in [[1, 1], [1, 37], [33, 65], [97, 64], [513, 513]] {
             check(&spec, size);
         }

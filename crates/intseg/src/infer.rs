@@ -109,6 +109,9 @@ fn infer(step: &Step, graph: &Graph, index: usize, folded: &NodeSpec, values: &[
         Folded::AveragePool { .. } | Folded::Depthwise { .. } | Folded::Table(_) | Folded::Product { .. } => {
             unreachable!("no network has one")
         }
+        Folded::Pad { .. } => {
+            unreachable!("a trained network's padding is 0")
+        }
     }
 }
 

@@ -261,6 +261,7 @@ fn describe(op: &Op) -> String {
         Op::Depthwise(conv) => describe_window("depthwise conv", conv.kernel, conv.stride, conv.dilation),
         Op::Table(_) => "table".into(),
         Op::Product(_) => "product".into(),
+        Op::Pad(_) => "pad".into(),
         Op::Affine(_) => "affine".into(),
         Op::Add => "add".into(),
         Op::MaxPool { kernel, stride, .. } => format!("max pool {} /{}", kernel[0], stride[0]),

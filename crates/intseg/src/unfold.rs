@@ -43,6 +43,7 @@ fn unfold(model: &Model, path: &Path) -> Result<Start, String> {
     let deployed = graph.deployed();
     let (mut start, mut taken): (Start, Vec<Deployed>) = Default::default();
     let mut places = vec![usize::MAX; graph.nodes.len()];
+    let mut pad = None;
     let mut nodes = model.nodes();
     for (index, node) in graph.nodes.iter().enumerate().filter(|(index, _)| deployed[*index]) {
         match node.op {
@@ -50,8 +51,15 @@ fn unfold(model: &Model, path: &Path) -> Result<Start, String> {
             // Its normalisation is the model's convolution.
             OpSpec::Conv(ConvSpec { output: ConvOutput::Accumulators, .. }) => {}
             _ => {
-                let found = nodes.next().ok_or_else(|| format!("it ends before {} has {}", graph.name, node.name))?;
-                let layer = Layer { graph: &graph, shapes: &shapes, node, places: &places, taken: &taken };
+                let mut next =
+                    || nodes.next().ok_or_else(|| format!("it ends before {} has {}", graph.name, node.name));
+                let mut found = next()?;
+                if let Op::Pad(op) = found.op {
+                    pad = Some((taken.len(), found.input(0), op.padding));
+                    taken.push(found);
+                    found = next()?;
+                }
+                let layer = Layer { graph: &graph, shapes: &shapes, node, places: &places, taken: &taken, pad };
                 layer.take(&found, &mut start)?;
                 places[index] = taken.len();
                 taken.push(found);
@@ -98,6 +106,8 @@ struct Layer<'a, 'm> {
     places: &'a [usize],
     /// The model's nodes so far.
     taken: &'a [Deployed<'m>],
+    /// A padding among them, what it pads and by how much: the network has it in the convolution that reads it.
+    pad: Option<(usize, usize, [usize; 2])>,
 }
 
 impl Layer<'_, '_> {
@@ -116,15 +126,26 @@ impl Layer<'_, '_> {
             _ => None,
         };
         let inputs = folded.map_or(node, |(conv, _)| conv).inputs.iter().map(|id| self.places[id.0]);
-        if !inputs.eq(found.inputs()) {
+        let padded = self.pad.filter(|&(place, ..)| found.inputs().any(|input| input == place));
+        let behind_padding = |input| {
+            if let Some((place, from, _)) = padded
+                && input == place
+            {
+                from
+            } else {
+                input
+            }
+        };
+        if !inputs.eq(found.inputs().map(behind_padding)) {
             return other("it has other inputs");
         }
+        let outside = padded.map_or([0; 2], |(.., padding)| padding);
         let input = found.inputs().next().map_or(0, |place| self.taken[place].exponent);
         let channels = source.map_or(3, |source| self.shapes[source].c);
         match (&node.op, &found.op) {
             (OpSpec::BatchNorm { .. }, Op::Conv(conv)) if let Some((before, spec)) = folded => {
                 let c_in = self.shapes[before.inputs[0].0].c;
-                if !is_convolution(conv, spec, c_in) {
+                if !is_convolution(conv, spec, c_in, outside) {
                     return other("the convolution has another shape");
                 }
                 let map = map(&conv.requantization, input + conv.weight_exponent, found.exponent);
@@ -135,7 +156,7 @@ impl Layer<'_, '_> {
             (OpSpec::BatchNorm { .. }, Op::Affine(affine)) if folded.is_none() && affine.channels() == channels => {
                 normalization(start, &node.name, map(affine, input, found.exponent));
             }
-            (OpSpec::Conv(spec), Op::Conv(conv)) if is_convolution(conv, spec, channels) => {
+            (OpSpec::Conv(spec), Op::Conv(conv)) if is_convolution(conv, spec, channels, outside) => {
                 let map = map(&conv.requantization, input + conv.weight_exponent, found.exponent);
                 let bias = map.iter().map(|channel| half_even_i64(channel.offset_q24, 4));
                 let bias = bias.map(|bias| bias.clamp(-(1 << 30), 1 << 30) as i32).collect();
@@ -167,9 +188,11 @@ fn normalization(start: &mut Start, norm: &str, map: Vec<ChannelAffine>) {
     start.maps.insert(norm.to_owned(), map);
 }
 
-fn is_convolution(conv: &Conv, spec: &ConvSpec, c_in: usize) -> bool {
+/// Whether a convolution is the network's, with padding before it that the network has in it.
+fn is_convolution(conv: &Conv, spec: &ConvSpec, c_in: usize, outside: [usize; 2]) -> bool {
     let ConvSpec { channels, kernel, stride, dilation, padding, .. } = *spec;
-    let same = [conv.kernel, conv.stride, conv.dilation, conv.padding] == [kernel, stride, dilation, padding];
+    let all = [0, 1].map(|axis| conv.padding[axis] + outside[axis]);
+    let same = [conv.kernel, conv.stride, conv.dilation, all] == [kernel, stride, dilation, padding];
     same && conv.transposed.is_none() && [conv.c_in, conv.c_out] == [c_in, channels]
 }
 

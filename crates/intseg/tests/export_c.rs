@@ -8,6 +8,7 @@ use intseg::networks::NETWORKS;
 use intseg::predictor::Predictor;
 use intseg::threads::Threads;
 use intseg_kernels::{Context, Isa};
+use intseg_runtime::writer::{ModelSpec, NodeSpec, OpSpec};
 use std::path::Path;
 use std::process::Command;
 
@@ -62,12 +63,19 @@ fn run_exported(predictor: &Predictor, size: [usize; 2], strips: Strips, images:
 
 /// A network after a few steps, so that its ranges are those of real activations.
 fn predictor(name: &str) -> Predictor {
+    of(&spec(name))
+}
+
+fn spec(name: &str) -> ModelSpec {
     let threads = Threads::new(2).unwrap();
     let network = trained(name, Context { isa: Isa::detect(), pool: &threads });
     let classes = (0..CLASSES).map(|class| format!("class \"{class}\"??/")).collect();
     let metadata = Metadata { arch: name.into(), classes, ..Metadata::default() };
-    let bytes = fold(&network, &Frozen::running(&network), Config::default().bits, &metadata).to_bytes();
-    Predictor::from_bytes(bytes, Path::new("trained.iseg"), Isa::detect()).unwrap()
+    fold(&network, &Frozen::running(&network), Config::default().bits, &metadata)
+}
+
+fn of(spec: &ModelSpec) -> Predictor {
+    Predictor::from_bytes(spec.to_bytes(), Path::new("trained.iseg"), Isa::detect()).unwrap()
 }
 
 #[test]
@@ -82,6 +90,25 @@ fn every_network_gives_the_executors_class_map_as_strict_c() {
         let want = class_maps(&mut predictor, &images, size);
         assert!(want.iter().any(|&class| class != want[0]), "{name} predicts one class alone: too easy a test");
         assert!(run_exported(&predictor, size, Strips::Whole, &images) == want, "{name} at {size:?}");
+    }
+}
+
+#[test]
+fn an_image_with_other_pixels_than_grey_around_it_gives_the_same_as_c() {
+    if !have_compiler() {
+        return;
+    }
+    let mut spec = spec("fcn-tiny");
+    let OpSpec::Conv { geometry: [.., padding], .. } = &mut spec.nodes[1].op else { panic!("the image's convolution") };
+    let op = OpSpec::Pad { padding: std::mem::take(padding), pixel: vec![130, 90, 255] };
+    spec.nodes.iter_mut().skip(2).flat_map(|node| &mut node.inputs).for_each(|input| *input += 1);
+    spec.nodes[1].inputs = vec![1];
+    spec.nodes.insert(1, NodeSpec { name: "pad".into(), op, inputs: vec![0], ..spec.nodes[0].clone() });
+    let (mut predictor, size) = (of(&spec), [41, 45]);
+    let images = random_bytes(2 * 3 * size[0] * size[1], 100);
+    let want = class_maps(&mut predictor, &images, size);
+    for strips in [Strips::Whole, Strips::Rows(1), Strips::Rows(9)] {
+        assert!(run_exported(&predictor, size, strips, &images) == want);
     }
 }
 

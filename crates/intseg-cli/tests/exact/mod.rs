@@ -131,7 +131,9 @@ pub fn model(align_corners: bool) -> Vec<u8> {
     let mut b = Builder { nodes: Vec::new(), channels: Vec::new(), numbers };
     let image = b.add(OpSpec::Image, &[], I8, -7, 3);
     b.nodes[image].clamp = [-128, 127];
-    let stem = b.conv(image, square(3, 2, 1, 1), 16, U8, -5);
+    // Padding that is not 0, and of which the window takes no more than it took of its own.
+    let padded = b.moving(OpSpec::Pad { padding: [1, 1], pixel: vec![252, 20, 127] }, &[image]);
+    let stem = b.conv(padded, square(3, 2, 1, 0), 16, U8, -5);
     let max = b.moving(OpSpec::MaxPool { geometry: [[3; 2], [2; 2], [1; 2]], ceil: true }, &[stem]);
     let signed = b.conv(max, square(3, 1, 2, 2), 24, I8, -4);
     let stream = b.affine(signed, 0, I16, -9);

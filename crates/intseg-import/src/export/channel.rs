@@ -10,6 +10,9 @@ const LEAST_SCALE: i32 = -21;
 /// How much finer units may be: sums stay far from 24 bits.
 const MOST_TIMES: u32 = 16;
 
+/// Which neighbours of a float32 are tried as a scale, the nearest first.
+const NEAR: [i32; 5] = [0, 1, -1, 2, -2];
+
 /// What becomes of a sum: `sum · scale + bias` in units of the output, once `weights` have been rescaled.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Channel {
@@ -33,20 +36,36 @@ impl Channel {
             .collect()
     }
 
-    /// The channel with finer units: as many times finer as its largest weight leaves room for and as its bias is
-    /// closest to a whole number of them.
-    pub fn finer(self, largest_weight: u32) -> Channel {
-        if self.weights.abs() != 1.0 {
-            return self;
-        }
-        let most = (127 / largest_weight.max(1)).min(MOST_TIMES);
-        let error = |times: u32| {
-            let bias = self.bias / self.scale * f64::from(times);
-            (bias - bias.round_ties_even()).abs() / f64::from(times)
+    /// The channel with units and a float32 as scale with which a runtime that adds a whole number of units to sums and
+    /// multiplies by the scale rounds as few of them otherwise as can be; and how many. Units may be as many times finer as
+    /// the largest weight leaves room for. `range` is the output's, `largest_sum` the largest magnitude of sums.
+    pub fn fused(self, range: [i32; 2], largest_weight: u32, largest_sum: i64) -> (Channel, usize) {
+        let most = match self.weights.abs() == 1.0 {
+            true => (127 / largest_weight.max(1)).clamp(1, MOST_TIMES),
+            false => 1,
         };
-        // The first of several: a bias of whole units stays one.
-        let times = (1..=most).min_by(|&a, &b| error(a).total_cmp(&error(b))).map_or(1.0, f64::from);
-        Channel { scale: self.scale / times, weights: self.weights * times, bias: self.bias }
+        let ties = Ties::new(&self, range, largest_sum);
+        let mut best = (self, usize::MAX);
+        for times in (1..=most).map(f64::from) {
+            for near in NEAR {
+                let scale =
+                    f64::from(f32::from_bits(((self.scale / times) as f32).to_bits().wrapping_add_signed(near)));
+                let channel = Channel { scale, weights: self.weights * times, bias: self.bias };
+                let wrong = ties.wrong(&channel, times);
+                if wrong < best.1 {
+                    best = (channel, wrong);
+                }
+                if wrong == 0 {
+                    return best;
+                }
+            }
+        }
+        best
+    }
+
+    /// Whether a sum and a whole number of units, times the scale, round the same as 32-bit floats.
+    pub fn rounds_the_same(&self, range: [i32; 2]) -> bool {
+        f64::from(self.scale as f32) == self.scale && Ties::new(self, range, i64::MAX).wrong(self, 1.0) == 0
     }
 
     /// A weight in the channel's units.
@@ -59,6 +78,34 @@ impl Channel {
     pub fn integer_bias(&self, largest_sum: i64) -> i32 {
         let room = (i64::from(i32::MAX) - largest_sum).max(0) as f64;
         (self.bias / self.scale).round_ties_even().clamp(-room, room) as i32
+    }
+}
+
+/// The sums beside a channel's ties between two outputs, which are all that can round otherwise, and what becomes of them.
+struct Ties {
+    range: [f64; 2],
+    outputs: Vec<(f64, f64)>,
+}
+
+impl Ties {
+    fn new(channel: &Channel, range: [i32; 2], largest_sum: i64) -> Self {
+        let range = range.map(f64::from);
+        let output = |sum: f64| (sum * channel.scale + channel.bias).round_ties_even().clamp(range[0], range[1]);
+        let ties = (0..(range[1] - range[0]) as i32).map(|output| range[0] + f64::from(output) + 0.5);
+        let beside = |tie: f64| {
+            let below = ((tie - channel.bias) / channel.scale).floor();
+            [-1.0, 0.0, 1.0, 2.0].map(|away| below + away)
+        };
+        let sums = ties.flat_map(beside).filter(|sum| sum.abs() <= largest_sum as f64);
+        Ties { range, outputs: sums.map(|sum| (sum, output(sum))).collect() }
+    }
+
+    /// How many of the sums, in units that are some times finer, a float32 gives another output.
+    fn wrong(&self, channel: &Channel, times: f64) -> usize {
+        let whole = (channel.bias / channel.scale).round_ties_even();
+        let output = |sum: f64| f64::from(((sum * times + whole) as f32 * channel.scale as f32).round_ties_even());
+        let [low, high] = self.range;
+        self.outputs.iter().filter(|(sum, wanted)| output(*sum).clamp(low, high) != *wanted).count()
     }
 }
 
@@ -159,12 +206,37 @@ mod tests {
         assert_eq!(scale_f32(0.1), 0.1);
     }
 
+    const BYTES: [i32; 2] = [0, 255];
+
     #[test]
-    fn finer_units_bring_a_bias_closer_and_leave_a_whole_one() {
-        let channel = |bias| Channel { scale: 0.5, weights: 1.0, bias };
-        assert_eq!(channel(2.0).finer(20), channel(2.0));
-        assert_eq!(channel(2.125).finer(20), Channel { scale: 0.125, weights: 4.0, bias: 2.125 });
-        assert_eq!(channel(2.125).finer(100), channel(2.125));
+    fn a_bias_between_two_units_gets_finer_ones_where_weights_leave_room_and_a_whole_one_stays() {
+        let whole = Channel { scale: 0.5, weights: 1.0, bias: 2.0 };
+        assert_eq!(whole.fused(BYTES, 20, 1 << 20), (whole, 0));
+        let between = Channel { scale: 0.013, weights: 1.0, bias: 2.5 * 0.013 };
+        let [finer, coarse] = [20, 100].map(|largest_weight| between.fused(BYTES, largest_weight, 1 << 20));
+        assert!(finer.0.weights > 1.0 && finer.1 < 5, "{finer:?}");
+        assert!(coarse.0.weights == 1.0 && coarse.1 > 60, "{coarse:?}");
+    }
+
+    #[test]
+    fn a_scale_that_rounds_a_sum_otherwise_gives_way_to_a_neighbour_or_is_counted() {
+        let (mut before, mut after) = (0, 0);
+        for k in 0..200u32 {
+            let scale = f64::from(8_400_000 + 41_777 * k) * power(-32);
+            let channel = Channel { scale, weights: 1.0, bias: scale * f64::from(k) };
+            let (found, wrong) = channel.fused(BYTES, 30, 1 << 20);
+            let times = found.weights;
+            let differs = |&sum: &f64| {
+                let whole = found.integer_bias(0);
+                let theirs = ((sum * times) as i32 + whole) as f32 * scale_f32(found.scale);
+                let ours = (sum * scale + channel.bias).round_ties_even();
+                f64::from(theirs.round_ties_even()).clamp(0.0, 255.0) != ours.clamp(0.0, 255.0)
+            };
+            assert_eq!((0..140_000).map(f64::from).filter(differs).count(), wrong, "{k}");
+            before += usize::from(!channel.rounds_the_same(BYTES));
+            after += usize::from(wrong > 0);
+        }
+        assert!(after > 0 && before > 2 * after, "{before} {after}");
     }
 
     #[test]

@@ -84,6 +84,10 @@ pub fn emit(source: &Source) -> Result<Emitted, QuantizeError> {
             }
             FloatOp::GlobalAveragePool => OpSpec::GlobalAveragePool,
             FloatOp::Add => OpSpec::Add,
+            FloatOp::Pad { padding, pixel } => {
+                let bits = |&value: &f32| (f64::from(value) / 2f64.powi(out)).round_ties_even() as i8 as u8;
+                OpSpec::Pad { padding: *padding, pixel: pixel.iter().map(bits).collect() }
+            }
             FloatOp::Concat => OpSpec::Concat,
             FloatOp::Resize { target, interpolation } => OpSpec::Resize {
                 factor: match target {

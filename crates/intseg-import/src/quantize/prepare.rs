@@ -9,6 +9,9 @@ use intseg_runtime::Element;
 /// What the runtime's image is in floats: `(v − 128) / 128`.
 const CENTRED: Normalization = Normalization { mean: [128.0 / 255.0; 3], deviation: [128.0 / 255.0; 3] };
 
+/// Half of what a byte of the image is then.
+const HALF_A_STEP: f32 = 1.0 / 256.0;
+
 /// A network ready to be quantised.
 #[derive(Clone, Debug)]
 pub struct Prepared {
@@ -179,7 +182,7 @@ fn fold_affines(graph: &mut FloatGraph) {
 }
 
 /// Makes the image [`CENTRED`]. Convolutions that read it take the change along; for other readers a map makes it what
-/// it was. Padding of such a convolution is then grey 128 rather than the image's mean, which only its border sees.
+/// it was. What such a convolution pads with was the image's mean, which is not 0 any more: it goes around the image first.
 fn centre_image(graph: &mut FloatGraph) {
     let Normalization { mean, deviation } = graph.normalization;
     let (mean, deviation) = (mean.map(f64::from), deviation.map(f64::from));
@@ -192,7 +195,12 @@ fn centre_image(graph: &mut FloatGraph) {
     for node in &graph.nodes {
         let (mut op, mut inputs) = (node.op.clone(), rebuild.inputs(node));
         if inputs.contains(&0) {
-            if let FloatOp::Conv { weights, channels, bias, .. } = &mut op {
+            if let FloatOp::Conv { window, weights, channels, bias } = &mut op {
+                let pixel = [0, 1, 2].map(|c| (-offset[c] / scale[c]) as f32);
+                if window.padding != [0; 2] && pixel.iter().any(|value| value.abs() > HALF_A_STEP) {
+                    let op = FloatOp::Pad { padding: std::mem::take(&mut window.padding), pixel: pixel.into() };
+                    inputs = vec![rebuild.push(format!("{}.padding", node.name), op, inputs)];
+                }
                 for (row, weights) in weights.chunks_exact(channels[1]).enumerate() {
                     bias.iter_mut().zip(weights).for_each(|(b, &w)| *b += (f64::from(w) * offset[row % 3]) as f32);
                 }
@@ -237,6 +245,7 @@ pub fn non_negative(nodes: &[FloatNode]) -> Vec<bool> {
         let inputs = |count: usize| node.inputs.iter().take(count).all(|&input| flags[input]);
         flags.push(match node.op {
             FloatOp::Clip { low, .. } => low >= 0.0 || inputs(1),
+            FloatOp::Pad { .. } => false,
             FloatOp::Concat | FloatOp::Add => inputs(usize::MAX),
             FloatOp::MaxPool { .. } | FloatOp::AveragePool { .. } => inputs(1),
             FloatOp::GlobalAveragePool | FloatOp::Resize { .. } => inputs(1),
@@ -286,7 +295,8 @@ struct Demand {
 
 /// Whether an operator hands its first input's type and exponent on.
 pub fn passes(op: &FloatOp) -> bool {
-    matches!(op, FloatOp::MaxPool { .. } | FloatOp::AveragePool { .. } | FloatOp::Resize { .. } | FloatOp::Clip { .. })
+    use FloatOp::{AveragePool, Clip, MaxPool, Pad, Resize};
+    matches!(op, MaxPool { .. } | AveragePool { .. } | Resize { .. } | Clip { .. } | Pad { .. })
 }
 
 fn demands(nodes: &[FloatNode]) -> Vec<Demand> {

@@ -283,7 +283,7 @@ pub fn choose(
     let exponents: BTreeMap<usize, i32> = ties.iter().map(|(&tie, members)| (tie, best(members, &chosen).1)).collect();
     (0..nodes.len())
         .map(|node| match (exponents.get(&tied.find(node)), &nodes[node].op) {
-            (_, FloatOp::Image) => -7,
+            (_, FloatOp::Image | FloatOp::Pad { .. }) => -7,
             (Some(&exponent), _) => exponent,
             // 16 bits hold what was seen, a quarter more, and still have steps enough.
             (None, _) => {

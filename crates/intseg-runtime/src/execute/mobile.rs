@@ -1,7 +1,7 @@
-//! Running depthwise convolutions, functions of a byte and products of maps.
+//! Running depthwise convolutions, functions of a byte, products of maps and padding.
 
 use super::{Constants, Memory, Run, parts};
-use crate::model::{Depthwise, Element, Product, Table};
+use crate::model::{Depthwise, Element, Pad, Product, Table};
 use crate::plan::{Slot, depthwise_geometry};
 use intseg_kernels::{Input, Output, OutputData, bytes, deploy};
 
@@ -47,6 +47,24 @@ impl Run<'_> {
     pub(super) fn table(&self, table: &Table, memory: &mut Memory) {
         let ([input], out) = parts(memory.bytes, [self.input(0).range()], self.slot.range());
         deploy::look_up(self.ctx, out, input, table.values);
+    }
+
+    pub(super) fn pad(&self, pad: &Pad, memory: &mut Memory) {
+        let (from, to, [top, left]) = (self.input(0).shape, self.slot.shape, pad.padding);
+        let ([input], out) = parts(memory.bytes, [self.input(0).range()], self.slot.range());
+        let fill = |part: &mut [u8]| part.chunks_exact_mut(to.c).for_each(|pixel| pixel.copy_from_slice(pad.pixel));
+        for (y, row) in out.chunks_exact_mut(to.w * to.c).enumerate() {
+            match y.checked_sub(top).and_then(|y| input.chunks_exact(from.w * from.c).nth(y)) {
+                None => fill(row),
+                Some(inside) => {
+                    let (before, rest) = row.split_at_mut(left * to.c);
+                    let (middle, after) = rest.split_at_mut(inside.len());
+                    middle.copy_from_slice(inside);
+                    fill(before);
+                    fill(after);
+                }
+            }
+        }
     }
 
     pub(super) fn product(&self, product: &Product, memory: &mut Memory, at: &mut Constants) {

@@ -161,6 +161,12 @@ impl Builder {
         self.moving(OpSpec::MaxPool { geometry, ceil }, &[input])
     }
 
+    pub fn pad(&mut self, input: usize, padding: [usize; 2]) -> usize {
+        let bits = self.bits(Role::Shuffle);
+        let pixel = (0..self.channels[input]).map(|k| bits.at(k) as u8).collect();
+        self.moving(OpSpec::Pad { padding, pixel }, &[input])
+    }
+
     pub fn resize_like(&mut self, input: usize, like: usize, interpolation: Interpolation) -> usize {
         self.moving(OpSpec::Resize { factor: None, interpolation }, &[input, like])
     }
@@ -197,6 +203,18 @@ impl Builder {
     pub fn finish(self, align_corners: bool) -> ModelSpec {
         ModelSpec { metadata: r#"{"arch":"test"}"#.to_owned(), align_corners, nodes: self.nodes }
     }
+}
+
+/// An image and activations of either sign with other pixels than 0 around them, on both axes or on one.
+pub fn padded() -> ModelSpec {
+    let mut b = Builder::new(6);
+    let x = b.pad(0, [3, 2]);
+    let x = b.conv(x, [[7, 5], [2; 2], [1; 2], [0; 2]], 6, Element::U8, -4);
+    let x = b.pad(x, [0, 1]);
+    let x = b.conv(x, same(1, 1), 5, Element::I8, -4);
+    let x = b.pad(x, [1, 0]);
+    b.conv(x, same(3, 1), 3, Element::I16, -8);
+    b.finish(false)
 }
 
 /// Two convolutions and a pooling between them.

@@ -92,6 +92,14 @@ pub fn run(spec: &ModelSpec, image: &[u8], size: [usize; 2]) -> Option<(Vec<Valu
                         scale(node, requantization, k, (a.at(y, x, k) - i128::from(*zero)) * b)
                     })
                 }
+                OpSpec::Pad { padding: [top, left], pixel } => {
+                    let input = input(0);
+                    Values::build([input.h + 2 * top, input.w + 2 * left], input.c, |y, x, k| {
+                        let bits = pixel[k];
+                        let outside = if node.element == Element::I8 { i128::from(bits as i8) } else { bits.into() };
+                        input.get(y as i64 - *top as i64, x as i64 - *left as i64, k).unwrap_or(outside)
+                    })
+                }
                 OpSpec::Concat => concat(&node.inputs.iter().map(|&k| &outputs[k]).collect::<Vec<_>>()),
             }
         };

@@ -45,10 +45,9 @@ pub struct Export {
     /// With --verify: the Python that has onnxruntime and numpy
     #[arg(long, value_name = "PATH", default_value = "python3", requires = "verify")]
     python: PathBuf,
-    /// With --verify: the percentage of equal pixels below which the exit status is 1 [default: 99.9 with --exact,
-    /// otherwise 99]
-    #[arg(long, value_name = "PERCENT", requires = "verify", value_parser = percentage)]
-    agreement: Option<f64>,
+    /// With --verify: the percentage of equal pixels below which the exit status is 1
+    #[arg(long, value_name = "PERCENT", requires = "verify", value_parser = percentage, default_value_t = 99.9)]
+    agreement: f64,
     /// c: run in horizontal strips of so many rows, with the same result
     #[arg(long, value_name = "ROWS", conflicts_with = "ram")]
     strip: Option<usize>,
@@ -162,7 +161,6 @@ impl Export {
     fn onnx(&self) -> anyhow::Result<()> {
         let size = self.size()?;
         let precision = if self.exact { Precision::Exact } else { Precision::Fused };
-        let wanted = self.agreement.unwrap_or(if self.exact { 99.9 } else { 99.0 });
         let isa = isa_from_env()?;
         let predictor = Predictor::load(&self.model, intseg_kernels::Isa::Scalar)?;
         let file = onnx::export(&predictor.model(), predictor.metadata(), size, precision)?;
@@ -178,9 +176,10 @@ impl Export {
         let written = Written { output: &self.output, bytes: file.len(), verified };
         written.print(self.json)?;
         match written.verified.map(|found| found.share()) {
-            Some(share) if 100.0 * share < wanted => Err(anyhow::anyhow!(
-                "{:.4} % of the pixels are equal, less than {wanted} %: {}",
+            Some(share) if 100.0 * share < self.agreement => Err(anyhow::anyhow!(
+                "{:.4} % of the pixels are equal, less than {} %: {}",
                 100.0 * share,
+                self.agreement,
                 if self.exact { "this ONNX Runtime computes something else" } else { "export with --exact" }
             )),
             _ => Ok(()),

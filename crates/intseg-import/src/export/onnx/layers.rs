@@ -68,6 +68,10 @@ impl<'a> Layers<'a> {
                 let mean = self.builder.node("AveragePool", &part(node, "mean"), &inputs, attributes);
                 self.quantized(node, &mean, false)
             }
+            Op::Pad(pad) => {
+                let padded = self.padded(node, pad, inputs[0]);
+                self.quantized(node, &padded, false)
+            }
             Op::GlobalAveragePool => {
                 let mean = self.builder.node("GlobalAveragePool", &part(node, "mean"), &inputs, vec![]);
                 self.quantized(node, &mean, true)
@@ -86,6 +90,11 @@ impl<'a> Layers<'a> {
     /// The shape of the next node's output.
     fn output(&self) -> Shape {
         self.shapes[self.values.len()]
+    }
+
+    /// The shape of an earlier node's output.
+    pub(super) fn shape(&self, node: usize) -> Shape {
+        self.shapes[node]
     }
 
     /// The type of an earlier node's output.

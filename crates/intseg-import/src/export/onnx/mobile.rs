@@ -7,7 +7,7 @@ use super::scale;
 use crate::export::channel::{affine, depthwise_weights};
 use crate::export::power;
 use crate::onnx::tensor as element;
-use intseg_runtime::{Depthwise, Element, Node, Product};
+use intseg_runtime::{Depthwise, Element, Node, Pad, Product};
 
 impl Layers<'_> {
     /// A depthwise convolution: exact sums as floats, and then scale and bias.
@@ -16,7 +16,7 @@ impl Layers<'_> {
         let exponent = self.exponent(node.input(0));
         let (input, padding) = match depthwise.zero {
             0 => (input.to_owned(), depthwise.padding),
-            zero => (self.padded(node, depthwise.padding, f64::from(zero) * power(exponent), input), [0; 2]),
+            zero => (self.surrounded(node, depthwise.padding, f64::from(zero) * power(exponent), input), [0; 2]),
         };
         let weights = Values::I8(depthwise_weights(depthwise));
         let units = vec![power(-exponent); channels];
@@ -28,8 +28,29 @@ impl Layers<'_> {
         self.scaled(node, affine(&depthwise.requantization).collect(), 0, &sums)
     }
 
+    /// A map with a pixel around it: operators of ONNX pad with one value for all channels.
+    pub(super) fn padded(&mut self, node: &Node, pad: &Pad, input: &str) -> String {
+        let (from, exponent, [y, x]) = (self.shape(node.input(0)), node.exponent, pad.padding);
+        let value = |bits: &u8| if node.element == Element::I8 { f32::from(*bits as i8) } else { f32::from(*bits) };
+        let planes = |len: usize| {
+            let plane = |bits: &u8| vec![value(bits) * power(exponent) as f32; len];
+            Values::F32(pad.pixel.iter().flat_map(plane).collect())
+        };
+        let mut padded = input.to_owned();
+        for (axis, name, [rows, columns]) in [(3, "sides", [from.h, x]), (2, "ends", [y, from.w + 2 * x])] {
+            if rows * columns > 0 {
+                let outside =
+                    self.builder.constant(&part(node, name), &[1, pad.channels, rows, columns], planes(rows * columns));
+                let parts = [outside.as_str(), &padded, &outside];
+                padded =
+                    self.builder.node("Concat", &part(node, &format!("with_{name}")), &parts, vec![int("axis", axis)]);
+            }
+        }
+        padded
+    }
+
     /// A map with `value` around it.
-    fn padded(&mut self, node: &Node, [y, x]: [usize; 2], value: f64, input: &str) -> String {
+    fn surrounded(&mut self, node: &Node, [y, x]: [usize; 2], value: f64, input: &str) -> String {
         let pads = [0, 0, y, x, 0, 0, y, x].map(|size| size as i64).to_vec();
         let pads = self.builder.constant(&part(node, "pads"), &[8], Values::I64(pads));
         let value = self.builder.constant(&part(node, "outside"), &[], Values::F32(vec![value as f32]));

@@ -12,8 +12,9 @@
 //! than 0 stands for zero. Functions of one value are looked up in their table, which is exact; as float functions they are
 //! not, because those round what the table does not.
 //!
-//! What differs from the executor: multipliers have 24 bits, and with [`Precision::Fused`] biases are whole units of
-//! sums. Where multipliers are powers of two and biases whole units, every operator's result is exact.
+//! What differs from the executor: with [`Precision::Fused`] multipliers have 24 bits, products are rounded to 24, and biases
+//! are whole units of sums. Where that would change more than few sums, scale and bias follow in 64-bit floats. Where
+//! multipliers are short, powers of two or chosen to agree, and biases whole units, every operator's result is exact.
 
 mod conv;
 mod graph;
@@ -42,7 +43,8 @@ const MAX_BYTES: usize = i32::MAX as usize;
 /// How convolutions are written whose results have 8 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
-    /// So that a runtime can fuse them into integer operators, whose biases are whole units of sums.
+    /// So that a runtime can fuse them into integer operators, whose biases are whole units of sums, unless it would round
+    /// more than few sums otherwise.
     #[default]
     Fused,
     /// With scale and bias behind the exact sums, as the executor has them: in floats, at a half or third of the speed.

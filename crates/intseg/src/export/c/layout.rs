@@ -200,6 +200,7 @@ fn needed_rows(model: &Model, slots: &[Slot], classes: &Range<usize>) -> Result<
             Op::MaxPool { kernel, stride, padding, .. } | Op::AveragePool { kernel, stride, padding, .. } => {
                 need(0, read_by_window(&rows, kernel[0], stride[0], padding[0], height(0)));
             }
+            Op::Pad(pad) => need(0, read_by_window(&rows, 1, 1, pad.padding[0], height(0))),
             Op::Affine(_) => need(0, rows),
             Op::Depthwise(_) | Op::Table(_) | Op::Product(_) => {
                 return Err(ExportError::Layer { name: node.name.to_owned(), problem: NOT_AS_C });

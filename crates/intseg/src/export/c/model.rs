@@ -182,7 +182,7 @@ impl Source<'_> {
     }
 
     fn node(&mut self, index: usize, node: &Node) -> Result<(), &'static str> {
-        if index > 0 && node.element == intseg_runtime::Element::I8 {
+        if index > 0 && node.element == intseg_runtime::Element::I8 && !matches!(node.op, Op::Pad(_)) {
             return Err("activations of both signs are not written as C");
         }
         let name = comment(node.name);
@@ -195,7 +195,7 @@ impl Source<'_> {
             }
             Op::Conv(conv) => {
                 let input = node.input(0);
-                self.conv(index, node, conv, input == 0)?;
+                self.conv(index, node, conv, self.layout.slots[input].element == intseg_runtime::Element::I8)?;
                 let from = self.place(input);
                 self.call(&format!("intseg_convolve(&conv_{index}, {out}, {from}, &m{input}, arena->scratch)"));
             }
@@ -227,6 +227,20 @@ impl Source<'_> {
             Op::Resize { interpolation, .. } => self.resize(index, node, *interpolation)?,
             Op::Depthwise(_) | Op::Table(_) | Op::Product(_) => return Err(super::layout::NOT_AS_C),
             Op::AveragePool { .. } => return Err("average pooling over windows is not written as C"),
+            Op::Pad(pad) => {
+                self.operators.need(Operator::Pad);
+                // Of both signs there is the image alone, which is C's as it came.
+                let flip = if node.element == intseg_runtime::Element::I8 { 0x80 } else { 0 };
+                let pixel: Vec<String> = pad.pixel.iter().map(|bits| (bits ^ flip).to_string()).collect();
+                let ([y, x], input) = (pad.padding, node.input(0));
+                self.constant("int32_t", 8, &format!("pad_{index}_padding[2]"), &format!("{y}, {x}"));
+                let name = format!("pad_{index}_pixel[{}]", pixel.len());
+                self.constant("uint8_t", pixel.len(), &name, &pixel.join(", "));
+                let (to, from) = (self.place(index), self.place(input));
+                self.call(&format!(
+                    "intseg_pad(pad_{index}_padding, pad_{index}_pixel, {to}, &m{index}, {from}, &m{input})"
+                ));
+            }
             Op::Concat => {
                 self.operators.need(Operator::Concat);
                 let mut channel = 0;

@@ -18,6 +18,8 @@ pub(super) enum Operator {
     /// With sums of 32 or, if so said, 64 bits.
     Resize(Element, bool),
     Concat,
+    /// Padding of the image with other values than 0.
+    Pad,
     /// With sums shifted right by so much before they are compared; of 32 bits and unshifted if 0.
     Classify(u32),
 }
@@ -77,6 +79,7 @@ impl Operator {
             Operator::Axis => template!("axis.h").into(),
             Operator::Resize(e, wide) => fill(template!("resize.h"), e, resize_name(e, wide), "intseg_resize_SUFFIX"),
             Operator::Concat => template!("concat.h").into(),
+            Operator::Pad => template!("pad.h").into(),
             Operator::Classify(_) => template!("classify.h").into(),
         }
     }
@@ -106,6 +109,7 @@ impl Operator {
                 .replace("UNSIGNED", if wide { "uint64_t" } else { "uint32_t" })
                 .replace("WIDE", if wide { "int64_t" } else { "int32_t" }),
             Operator::Concat => template!("concat.c").into(),
+            Operator::Pad => template!("pad.c").into(),
             Operator::Classify(shift) => classify(shift),
         }
     }
