@@ -35,6 +35,7 @@ pub struct Engine {
 struct Buffers {
     bytes: Vec<u8>,
     words: Vec<i16>,
+    scratch: Vec<i32>,
     sums: Vec<i64>,
     taps: Vec<Tap>,
     packed: Vec<Line>,
@@ -223,6 +224,7 @@ impl Buffers {
         }
         resize(&mut self.bytes, sizes.bytes, 0)?;
         resize(&mut self.words, sizes.words, 0)?;
+        resize(&mut self.scratch, sizes.scratch, 0)?;
         resize(&mut self.sums, sizes.sums, 0)?;
         resize(&mut self.taps, sizes.taps, Tap::default())?;
         resize(&mut self.packed, sizes.packed, Line::ZERO)?;
@@ -231,7 +233,7 @@ impl Buffers {
     }
 
     fn memory(&mut self) -> Memory<'_> {
-        let Buffers { bytes, words, sums, taps, packed, multipliers, biases } = self;
-        Memory { bytes, words, sums, taps, packed, multipliers, biases }
+        let Buffers { bytes, words, scratch, sums, taps, packed, multipliers, biases } = self;
+        Memory { bytes, words, scratch, sums, taps, packed, multipliers, biases }
     }
 }

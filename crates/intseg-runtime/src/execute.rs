@@ -14,10 +14,12 @@ use intseg_kernels::{Context, Line, Requantizer, average_pool, bytes, deploy, ma
 
 /// The memory of a run, at least as large as [`crate::Sizes`] says.
 pub struct Memory<'m> {
-    /// Activations, and scratch behind those that live.
+    /// Activations.
     pub bytes: &'m mut [u8],
     /// Residual streams and logits.
     pub words: &'m mut [i16],
+    /// Scratch.
+    pub scratch: &'m mut [i32],
     /// Sums of average pooling.
     pub sums: &'m mut [i64],
     /// Taps of resizing.
@@ -40,6 +42,7 @@ impl<'m> Memory<'m> {
             packed,
             sums: bytes::take(arena, sizes.sums)?,
             biases: bytes::take(arena, sizes.biases)?,
+            scratch: bytes::take(arena, sizes.scratch)?,
             taps: bytes::take(arena, sizes.taps)?,
             multipliers: bytes::take(arena, sizes.multipliers)?,
             words: bytes::take(arena, sizes.words)?,
@@ -111,8 +114,8 @@ pub fn execute(
                 let step = run.step(conv, &mut constants);
                 match run.slot.destination {
                     Destination::Sum | Destination::Strips(_) => waiting = Some(step),
-                    Destination::Own => step.run(memory, run.slot, 0),
-                    Destination::Concat { node, first } => step.run(memory, &plan.slots[node], first),
+                    Destination::Own => step.run(memory, run.slot, 0, None),
+                    Destination::Concat { node, first } => step.run(memory, &plan.slots[node], first, None),
                 }
             }
             Op::Affine(requantization) => run.affine(&requantization, memory, &mut constants),
@@ -160,13 +163,6 @@ fn parts<T, const N: usize>(values: &mut [T], reads: [Range<usize>; N], write: R
         false => &after[range.start - write.end..range.end - write.end],
     };
     (reads.map(read), out)
-}
-
-/// The first `free` bytes, and the others as scratch.
-fn apart(activations: &mut [u8], free: usize) -> (&mut [u8], &mut [i32]) {
-    let (living, mut rest) = activations.split_at_mut(free);
-    let len = rest.len().saturating_sub(align_of::<i32>() - 1) / size_of::<i32>();
-    (living, bytes::take(&mut rest, len).unwrap_or_default())
 }
 
 impl<'a> Run<'a> {
@@ -380,8 +376,7 @@ fn taps_of(taps: &mut [Tap], input: Shape, [h, w]: [usize; 2], interpolation: In
 /// Resizes the logits to the image's size and takes each pixel's largest, a row at a time: the first of several.
 fn classify(model: &Model, plan: &Plan, ctx: Context, memory: &mut Memory, class_map: &mut [u8]) {
     let (image, logits) = (plan.slots[0].shape, &plan.slots[plan.slots.len() - 1]);
-    let Memory { bytes: activations, words, taps, .. } = memory;
-    let (_, scratch) = apart(activations, 0);
+    let Memory { words, taps, scratch, .. } = memory;
     let upsampling = Interpolation::linear(model.align_corners);
     let resize = taps_of(taps, logits.shape, [image.h, image.w], upsampling);
     let shift = resize.shift_to_i32(1 << 15);

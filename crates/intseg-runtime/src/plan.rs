@@ -76,8 +76,6 @@ pub struct Slot {
     pub exponent: i32,
     /// What becomes of it.
     pub destination: Destination,
-    /// The first byte behind all that lives while the node runs: scratch may begin there.
-    pub free: usize,
 }
 
 impl Slot {
@@ -107,10 +105,10 @@ impl Slot {
 pub struct Sizes {
     /// Bytes of activations.
     pub bytes: usize,
-    /// How many of these bytes activations take: scratch lies behind those that live, and often where others lie later.
-    pub maps: usize,
     /// 16-bit values of residual streams and logits.
     pub words: usize,
+    /// i32 of scratch.
+    pub scratch: usize,
     /// i64 sums of average pooling.
     pub sums: usize,
     /// Taps of resizing.
@@ -128,7 +126,7 @@ pub struct Sizes {
 impl Sizes {
     /// Bytes of activations, residual streams and logits.
     pub fn activation_bytes(&self) -> usize {
-        self.maps + 2 * self.words
+        self.bytes + 2 * self.words
     }
 
     /// Bytes of one arena that holds all of it, wherever the arena begins ([`crate::Memory::in_arena`]).
@@ -137,6 +135,7 @@ impl Sizes {
             (self.packed, size_of::<Line>()),
             (self.sums, 8),
             (self.biases, 8),
+            (self.scratch, 4),
             (self.taps, size_of::<Tap>()),
             (self.multipliers, 4),
             (self.words, 2),
@@ -291,7 +290,7 @@ impl<'s> Plan<'s> {
             check_elements(&node, slots).and_then(|()| check_exponents(&node, slots)).map_err(layer)?;
             let (element, exponent) = (node.element, node.exponent);
             let destination = Destination::Own;
-            slots[index] = Slot { shape, element, last_reader: index, exponent, destination, ..Slot::default() };
+            slots[index] = Slot { shape, element, offset: 0, last_reader: index, exponent, destination };
             // What a resize takes its size from need not live for it.
             let read = if matches!(node.op, Op::Resize { .. }) { 1 } else { node.inputs().len() };
             node.inputs().take(read).for_each(|input| slots[input].last_reader = index);
@@ -307,8 +306,7 @@ impl<'s> Plan<'s> {
             measure(&mut sizes, &node, index, slots, ctx);
         }
         let logits = slots[model.len() - 1].shape;
-        // When the class map is made only the logits live, which are no bytes.
-        sizes.bytes = sizes.bytes.max(scratch_end(0, ctx.pool.threads() * logits.w * logits.c));
+        sizes.scratch = sizes.scratch.max(ctx.pool.threads() * logits.w * logits.c);
         sizes.taps = sizes.taps.max(h + w);
         Ok(Plan { slots, sizes })
     }
@@ -455,21 +453,14 @@ fn place(slots: &mut [Slot]) -> Sizes {
             let offset = core::iter::once(0).chain(ends).filter(|&offset| free(offset)).min();
             slots[placed].offset = offset.expect("behind the last live one there is room");
             let end = slots[placed].range().end;
-            let total = if slot.wide() { &mut sizes.words } else { &mut sizes.maps };
+            let total = if slot.wide() { &mut sizes.words } else { &mut sizes.bytes };
             *total = end.max(*total);
         }
-        let live = || slots.iter().filter(|slot| slot.offset != NOWHERE && slot.last_reader >= index);
-        sizes.lower_bound = sizes.lower_bound.max(live().map(Slot::bytes).fold(0, usize::saturating_add));
-        slots[index].free = live().filter(|slot| !slot.wide()).map(|slot| slot.range().end).max().unwrap_or(0);
+        let live = slots.iter().filter(|slot| slot.offset != NOWHERE && slot.last_reader >= index);
+        sizes.lower_bound = sizes.lower_bound.max(live.map(Slot::bytes).fold(0, usize::saturating_add));
     }
-    sizes.bytes = sizes.maps;
     slots.iter_mut().filter(|slot| slot.offset == NOWHERE).for_each(|slot| slot.offset = 0);
     sizes
-}
-
-/// Where `len` i32 of scratch end that begin behind `free` bytes, wherever the bytes begin.
-fn scratch_end(free: usize, len: usize) -> usize {
-    free.saturating_add(len.saturating_mul(size_of::<i32>())).saturating_add(align_of::<i32>() - 1)
 }
 
 /// Adds a node's scratch and constants.
@@ -477,12 +468,7 @@ fn measure(sizes: &mut Sizes, node: &Node, index: usize, slots: &[Slot], ctx: Co
     match node.op {
         Op::Conv(conv) => {
             let convolution = convolution(&conv, &slots[node.input(0)], slots[index].shape);
-            // It runs when the node that takes it along does.
-            let runs = match slots[index].destination {
-                Destination::Sum | Destination::Strips(_) => index + 1,
-                Destination::Own | Destination::Concat { .. } => index,
-            };
-            sizes.bytes = sizes.bytes.max(scratch_end(slots[runs].free, convolution.scratch_len(ctx)));
+            sizes.scratch = sizes.scratch.max(convolution.scratch_len(ctx));
             sizes.packed += convolution.packed_len(ctx.isa);
             sizes.multipliers += conv.c_out;
             sizes.biases += conv.c_out;

@@ -109,7 +109,7 @@ fn exercise(file: &[u8]) -> bool {
     for size in [[1, 1], [9, 14]] {
         let Ok(plan) = Plan::new(&model, size, Context::reference(), &mut slots) else { continue };
         let sizes = plan.sizes;
-        let work = sizes.bytes + 2 * sizes.words + sizes.taps + sizes.sums;
+        let work = sizes.activation_bytes() + sizes.scratch + sizes.taps + sizes.sums;
         if work < 200_000 {
             let mut engine = Engine::new(file.to_vec()).unwrap();
             let mut classes = vec![0; size[0] * size[1]];

@@ -1,6 +1,6 @@
 //! Convolutions, and what runs together with them: sums, poolings, and writing into a concatenation.
 
-use super::{Constants, Memory, Run, apart, parts};
+use super::{Constants, Memory, Run, parts};
 use crate::model::{Conv, Element, Op};
 use crate::plan::{Alignment, Destination, Shape, Slot, convolution};
 use core::ops::Range;
@@ -26,8 +26,6 @@ struct Operands<'a> {
     stride: usize,
     offset: usize,
     addend: Option<(&'a Slot, Addend<'static>)>,
-    /// See [`Slot::free`].
-    free: usize,
 }
 
 impl<'a> Run<'a> {
@@ -52,11 +50,7 @@ impl<'a> Run<'a> {
             _ => Contribution::U8(&[], left),
         };
         let [low, high] = self.node.clamp;
-        let addend = Addend { values, scale, shift: sum, low, high };
-        conv.run_on(
-            memory,
-            Operands { addend: Some((inputs[1 - own], addend)), ..conv.operands(self.slot, self.slot, 0) },
-        );
+        conv.run(memory, self.slot, 0, Some((inputs[1 - own], Addend { values, scale, shift: sum, low, high })));
     }
 
     /// This max pooling of the convolution's output, a strip at a time.
@@ -93,7 +87,6 @@ impl<'a> Run<'a> {
                     stride: c,
                     offset: 0,
                     addend: None,
-                    free: self.slot.free,
                 },
             );
             let pool = max_pool::MaxPool {
@@ -126,28 +119,22 @@ impl<'a> Run<'a> {
 
 impl Step<'_> {
     /// Runs the whole convolution; it writes to `slot`'s channels from `offset` on.
-    pub fn run(&self, memory: &mut Memory, slot: &Slot, offset: usize) {
-        self.run_on(memory, self.operands(self.run.slot, slot, offset));
-    }
-
-    /// The whole convolution's, as part of the node of slot `node`; it writes to `slot`'s channels from `offset` on.
-    fn operands(&self, node: &Slot, slot: &Slot, offset: usize) -> Operands<'static> {
-        Operands {
+    pub fn run(&self, memory: &mut Memory, slot: &Slot, offset: usize, addend: Option<(&Slot, Addend<'static>)>) {
+        let operands = Operands {
             convolution: self.convolution,
             input: self.run.input(0).range(),
             out: slot.range(),
             element: slot.element,
             stride: slot.shape.c,
             offset,
-            addend: None,
-            free: node.free,
-        }
+            addend,
+        };
+        self.run_on(memory, operands);
     }
 
     fn run_on(&self, memory: &mut Memory, operands: Operands) {
-        let Operands { convolution, input, out, element, stride, offset, addend, free } = operands;
-        let Memory { bytes: activations, words, packed, multipliers, biases, .. } = memory;
-        let (activations, scratch) = apart(activations, free);
+        let Operands { convolution, input, out, element, stride, offset, addend } = operands;
+        let Memory { bytes: activations, words, scratch, packed, multipliers, biases, .. } = memory;
         let weights = Weights { raw: self.conv.weights, packed: &packed[self.at.packed..self.at.packed + self.packed] };
         let requantizer = self.run.requantizer(&self.conv.requantization, multipliers, biases, self.at.channels);
         // What lies in the other memory is not read through these.
