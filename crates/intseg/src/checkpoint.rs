@@ -350,4 +350,33 @@ mod tests {
             assert!(parts.iter().all(|part| error.contains(part)), "{error}");
         }
     }
+
+    #[test]
+    fn a_checkpoint_that_is_refused_leaves_the_network_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, mut forged) = (dir.path().join("forged.safetensors"), network());
+        forged.ranges[1].current = 2000;
+        save(&path, &mut forged, &Progress::default()).unwrap();
+        let averaged = || {
+            let mut network = network();
+            network.average(intseg_kernels::Context::reference());
+            network
+        };
+        let (mut target, mut before) = (averaged(), averaged());
+        Checkpoint::open(&path).unwrap().load(&mut target).unwrap_err();
+        assert!(target.parameters().eq(before.parameters()) && target.averaged == before.averaged);
+    }
+
+    #[test]
+    fn masters_and_their_means_come_back_as_they_were() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, mut network) = (dir.path().join("checkpoint.safetensors"), network());
+        network.parameters().for_each(|p| p.master.set(0, -99_999));
+        network.average(intseg_kernels::Context::reference());
+        network.parameters().for_each(|p| p.master.set(1, 77_777));
+        save(&path, &mut network, &Progress::default()).unwrap();
+        let mut again = self::network();
+        Checkpoint::open(&path).unwrap().load(&mut again).unwrap();
+        assert!(again.parameters().eq(network.parameters()) && again.averaged == 1);
+    }
 }

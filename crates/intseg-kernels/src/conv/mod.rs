@@ -23,9 +23,10 @@ pub(crate) mod winograd;
 
 pub use convolution::Convolution;
 pub use depthwise::Depthwise;
+pub use receive::Sum;
 pub(crate) use store::Store;
 pub use store::requantize;
-pub use weight_gradient::{Sum, WeightGradient};
+pub use weight_gradient::WeightGradient;
 
 use crate::requantize::Contribution;
 

@@ -1,11 +1,43 @@
 //! What becomes of the sums of a weight gradient.
 
-use super::Sum;
 use crate::Dither;
 use crate::masters::WeightMasters;
 use crate::pool::Disjoint;
 use crate::sgd::{Rule, Update};
 use core::sync::atomic::{AtomicUsize, Ordering};
+
+/// A type that exact gradient sums are held in.
+pub trait Sum: Copy + Send + Sync + Into<i64> {
+    /// The sum and another value; the caller knows that it fits.
+    fn plus(self, value: i64) -> Self;
+    /// With `sum << shift` added.
+    fn gain(self, sum: i32, shift: u32) -> Self;
+}
+
+impl Sum for i32 {
+    #[inline(always)]
+    fn plus(self, value: i64) -> Self {
+        self.wrapping_add(value as i32)
+    }
+
+    #[inline(always)]
+    fn gain(self, sum: i32, shift: u32) -> Self {
+        // What fits 32 bits in the end may wrap before.
+        self.wrapping_add(sum << shift)
+    }
+}
+
+impl Sum for i64 {
+    #[inline(always)]
+    fn plus(self, value: i64) -> Self {
+        self + value
+    }
+
+    #[inline(always)]
+    fn gain(self, sum: i32, shift: u32) -> Self {
+        self + (i64::from(sum) << shift)
+    }
+}
 
 /// Takes the sums of weights `[taps, C_in, C_out]`.
 pub(crate) trait Receive: Sync {

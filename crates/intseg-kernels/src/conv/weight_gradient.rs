@@ -5,7 +5,7 @@
 //! blocks, in which input and error are interleaved four pixels at a time: `[pixels / 4][channel][4]`.
 
 use super::gather::{MAX_MR, MicroKernel, Reads, Tap};
-use super::receive::{Added, Learnt, Receive};
+use super::receive::{Added, Learnt, Receive, Sum};
 use super::shared_taps::{AHEAD_WEIGHTS, Plan, RowKernel};
 use super::{Conv2d, Input, Line};
 use crate::bytes::as_u8;
@@ -24,39 +24,6 @@ const PIXELS: usize = 384;
 pub(super) const CHANNELS: usize = 256;
 /// Pixels after which i32 sums could wrap: `255 · 128 · 65 536 < 2^31`.
 pub(super) const FLUSH: usize = 65_536 / PIXELS * PIXELS;
-
-/// A type that exact gradient sums are held in.
-pub trait Sum: Copy + Send + Sync + Into<i64> {
-    /// The sum and another value; the caller knows that it fits.
-    fn plus(self, value: i64) -> Self;
-    /// With `sum << shift` added.
-    fn gain(self, sum: i32, shift: u32) -> Self;
-}
-
-impl Sum for i32 {
-    #[inline(always)]
-    fn plus(self, value: i64) -> Self {
-        self.wrapping_add(value as i32)
-    }
-
-    #[inline(always)]
-    fn gain(self, sum: i32, shift: u32) -> Self {
-        // What fits 32 bits in the end may wrap before.
-        self.wrapping_add(sum << shift)
-    }
-}
-
-impl Sum for i64 {
-    #[inline(always)]
-    fn plus(self, value: i64) -> Self {
-        self + value
-    }
-
-    #[inline(always)]
-    fn gain(self, sum: i32, shift: u32) -> Self {
-        self + (i64::from(sum) << shift)
-    }
-}
 
 /// The weight gradient of a convolution:
 /// `dw[kh, kw, ci, co] = Σ input[n, y·s − p + kh·d, x·s − p + kw·d, ci] · error[n, y, x, co]`.
