@@ -32,10 +32,12 @@ pub struct Steps {
 }
 
 impl Steps {
-    /// The step closest to one with a short multiplier. Weights are rounded to it as well as to any other.
+    /// The step closest to one with a short multiplier. Weights are rounded to it as well as to any other. Where exponents
+    /// are so far apart that floats do not hold the multiplier, the step itself.
     fn nearest(self, step: f64) -> f64 {
         let unit = 2f64.powi(self.exponent);
-        short_multiplier(step * unit, self.element, LEAST_BITS) / unit
+        let nearest = short_multiplier(step * unit, self.element, LEAST_BITS) / unit;
+        if nearest.is_finite() && nearest > 0.0 { nearest } else { step }
     }
 }
 
@@ -113,6 +115,16 @@ mod tests {
         // Many small weights gain more from finer steps than one large one loses.
         let outlier = (0..40_000).map(|i| (i % 1000) as f32 / 1000.0 * 0.9).chain([1.0]);
         assert!(step(outlier, any(Scales::Channel)) < 0.95 / 127.0);
+    }
+
+    #[test]
+    fn steps_are_sizes_whatever_the_exponents() {
+        for exponent in [-3000, -1000, -200, 200, 1000, 3000] {
+            for weights in [[0.0, 0.0], [f32::MAX, -1.0], [1e-38, 0.0]] {
+                let found = step(weights.into_iter(), Steps { exponent, ..any(Scales::Channel) });
+                assert!(found.is_finite() && found > 0.0, "{exponent} {weights:?}: {found}");
+            }
+        }
     }
 
     #[test]
