@@ -134,6 +134,10 @@ impl Covariance {
                 let (now, later) = wanted[i * c_out..].split_at_mut(*c_out);
                 for (o, ((w, value), step)) in now.iter_mut().zip(values).zip(&quantized.steps).enumerate() {
                     let own = (f64::from(weights[first + i * c_out + o]) / step).clamp(-127.0, 127.0).floor();
+                    if own.is_nan() {
+                        // Floats did not hold the weight after scaling: it stays 0.
+                        continue;
+                    }
                     *value = (*w / step).round_ties_even().clamp(own, (own + 1.0).min(127.0)) as i8;
                     *w -= f64::from(*value) * step;
                 }
