@@ -7,8 +7,10 @@
 //! had again exactly. So whether a convolution takes this way is a question of time alone.
 //!
 //! Weights are transformed anew in each run, from their packed form: that costs little beside their products and saves
-//! eight times their size. Where tiles are few, threads share out the weights instead of the tiles. Dilated convolutions are tiles over every `dilation`-th pixel. Where a map's phases are no
-//! multiples of four, tiles with one or two outputs along an axis need four of its points: they are classes of their own.
+//! eight times their size. Where tiles are few, threads share out the weights instead of the tiles.
+//!
+//! Dilated convolutions are tiles over every `dilation`-th pixel. Where a map's phases are no multiples of four, tiles with
+//! one or two outputs along an axis need four of its points: they are classes of their own.
 
 mod loops;
 mod transform;
@@ -170,7 +172,7 @@ struct Tiling {
     groups: usize,
     /// The most groups of a block.
     block_groups: usize,
-    /// Parts that panels are cut into, each with all groups as its one block; 0 where blocks have all panels.
+    /// Parts that the panels of a block are cut into.
     parts: usize,
     /// Lines of 16 channels in a panel.
     width: usize,
@@ -200,7 +202,7 @@ impl Tiling {
         // long for each value.
         let tiles = classes.iter().map(|class| class.tiles).sum::<usize>();
         let whole = groups <= WHOLE_GROUPS && groups * group_bytes <= WHOLE_BYTES && tiles < target;
-        let parts = if whole { threads.min(panels) } else { 0 };
+        let parts = if whole { threads.min(panels) } else { 1 };
         let share = BLOCK_GROUPS.min(groups.div_ceil(threads).max(1));
         Tiling {
             axes,
@@ -229,9 +231,9 @@ impl Tiling {
         PRODUCTS * self.strides().iter().sum::<usize>()
     }
 
-    /// Blocks: as many for each thread, unless there are fewer groups.
+    /// Blocks: with their parts as many for each thread, unless there are fewer groups.
     fn blocks(&self, threads: usize) -> usize {
-        self.groups.div_ceil(self.block_groups).next_multiple_of(threads).min(self.groups)
+        self.groups.div_ceil(self.block_groups).next_multiple_of(threads.div_ceil(self.parts)).min(self.groups)
     }
 
     /// A tile's image, and row and column of its first output.
@@ -352,14 +354,12 @@ pub(crate) fn run<K: Multiply, S: Store>(
     let blocks = tiling.blocks(ctx.pool.threads());
     // A block is a thread's own from its input to its sums, transformed weights included: what one core writes no other
     // reads, which takes longer than to do it again.
-    ctx.pool.run(if parts > 0 { parts } else { blocks }, &|task, worker| {
+    ctx.pool.run(blocks * parts, &|task, worker| {
         let len = tiling.worker_lines();
         // SAFETY: each worker has its own part, and runs one task at a time.
         let lines = unsafe { lines.piece(worker * len, (worker + 1) * len) };
-        match parts {
-            0 => job.block(store, tiling.block(task, blocks), 0..panels, lines),
-            _ => job.block(store, 0..tiling.groups, task * panels / parts..(task + 1) * panels / parts, lines),
-        }
+        let (block, part) = (task / parts, task % parts);
+        job.block(store, tiling.block(block, blocks), part * panels / parts..(part + 1) * panels / parts, lines);
     });
 }
 
