@@ -41,9 +41,7 @@ impl<T: Copy + Default> Shelf<T> {
             Some(fit) if fit.capacity() >= len => fit,
             small => {
                 drop(small);
-                let mut new = Vec::with_capacity(len);
-                prefer_large_pages(new.spare_capacity_mut());
-                new
+                with_room(len)
             }
         };
         buffer.resize(len, T::default());
@@ -133,6 +131,14 @@ impl Buffers {
             Mantissas::I32(b) => self.i32.give(b),
         }
     }
+}
+
+/// An empty vector for `len` values, in large pages where the system has them: every step reads and writes them from end
+/// to end.
+pub(crate) fn with_room<T>(len: usize) -> Vec<T> {
+    let mut all = Vec::with_capacity(len);
+    prefer_large_pages(all.spare_capacity_mut());
+    all
 }
 
 #[cfg(test)]

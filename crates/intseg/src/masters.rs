@@ -1,7 +1,7 @@
 //! Masters of a trained tensor, as large as its kind needs them.
 
+use crate::buffers::with_room;
 use crate::parameter::Kind;
-use intseg_kernels::large_pages::prefer_large_pages;
 use intseg_kernels::masters::{WeightMasters, joined, parted};
 use intseg_kernels::sgd;
 use intseg_kernels::{Context, Dither};
@@ -104,12 +104,4 @@ impl Masters {
             sgd::halve(ctx, WeightMasters { steps, fractions }, momentum, dithers);
         }
     }
-}
-
-/// An empty vector for `len` values, in large pages where the system has them: every step reads and writes them from end
-/// to end.
-pub(crate) fn with_room<T>(len: usize) -> Vec<T> {
-    let mut all = Vec::with_capacity(len);
-    prefer_large_pages(all.spare_capacity_mut());
-    all
 }

@@ -1,6 +1,7 @@
 //! Trained parameters: the integers in use, their masters and their momentum.
 
-use crate::masters::{Masters, with_room};
+use crate::buffers::with_room;
+use crate::masters::Masters;
 use crate::ops::Step;
 use intseg_kernels::conv::Sum;
 use intseg_kernels::masters::{FRACTION_BITS, WeightMasters, coarse_weights};
