@@ -1,6 +1,7 @@
 //! The flags that say what to compute on, and what the process used.
 
 use clap::Args;
+use intseg::predictor::WEIGHTS_LIMIT;
 use intseg::threads::{Threads, isa_from_env};
 use intseg_kernels::Isa;
 
@@ -20,6 +21,22 @@ impl Machine {
             return Err(crate::failure::Usage(format!("--threads {}: at most 1024", self.threads)).into());
         }
         Ok((isa_from_env()?, Threads::new(self.threads)?))
+    }
+}
+
+/// The flag that says how much of a model's weights memory holds.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct HeldWeights {
+    /// Of a layer's weights, keep so many MiB in memory and read the others from the model file for every image: 0 for the
+    /// least memory, more than any layer has (FCN-8s: 99) for the least time
+    #[arg(long, value_name = "MIB", default_value_t = (WEIGHTS_LIMIT >> 20) as u32)]
+    held_weights: u32,
+}
+
+impl HeldWeights {
+    /// Bytes of a layer.
+    pub fn limit(self) -> usize {
+        (self.held_weights as usize).saturating_mul(1 << 20)
     }
 }
 

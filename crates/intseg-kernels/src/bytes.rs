@@ -16,7 +16,7 @@ pub fn as_u8(bytes: &[i8]) -> &[u8] {
 }
 
 /// Signed bytes as bytes.
-pub(crate) fn as_u8_mut(bytes: &mut [i8]) -> &mut [u8] {
+pub fn as_u8_mut(bytes: &mut [i8]) -> &mut [u8] {
     // SAFETY: as above, and the borrow is handed on.
     unsafe { core::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len()) }
 }

@@ -93,6 +93,36 @@ fn interleave_16(out: &mut [u8; 64], rows: [&[u8; 16]; 4], flip: u8) {
     }
 }
 
+/// Thirty-two groups.
+///
+/// # Safety
+/// The processor must have AVX2.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(crate) unsafe fn interleave_32(out: &mut [u8; 128], rows: [&[u8; 32]; 4], flip: u8) {
+    use core::arch::x86_64::{
+        _mm256_loadu_si256, _mm256_permute2x128_si256, _mm256_set1_epi8, _mm256_storeu_si256, _mm256_unpackhi_epi8,
+        _mm256_unpackhi_epi16, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16, _mm256_xor_si256,
+    };
+    let flip = _mm256_set1_epi8(flip as i8);
+    // SAFETY: rows are 32 bytes.
+    let [a, b, c, d] = rows.map(|row| unsafe { _mm256_loadu_si256(row.as_ptr().cast()) });
+    let [ab, cd] = [(a, b), (c, d)].map(|(a, b)| [_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b)]);
+    // Four groups of the first sixteen, and four of the others.
+    let words = [0, 1].map(|k| [_mm256_unpacklo_epi16(ab[k], cd[k]), _mm256_unpackhi_epi16(ab[k], cd[k])]);
+    for (k, [low, high]) in words.into_iter().enumerate() {
+        let eight = [_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high)];
+        for (half, eight) in eight.into_iter().enumerate() {
+            // SAFETY: four times 32 of 128 bytes.
+            unsafe {
+                let out = out.as_mut_ptr().add(64 * half + 32 * k);
+                _mm256_storeu_si256(out.cast(), _mm256_xor_si256(eight, flip));
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,5 +137,21 @@ mod tests {
             interleave(&mut out, [&rows[0], &rows[1], &rows[2], &rows[3]], 0x80);
             assert!(out.iter().enumerate().all(|(i, &byte)| byte == rows[i % 4][i / 4] ^ 0x80), "{len}");
         }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn thirty_two_groups_are_the_same_at_once() {
+        if !crate::Isa::available().any(|isa| matches!(isa, crate::Isa::Avx2(_))) {
+            std::eprintln!("skipped: this machine has no AVX2");
+            return;
+        }
+        let rows: [[u8; 32]; 4] = [0, 1, 2, 3].map(|lane| core::array::from_fn(|i| (i * 7 + lane * 61) as u8));
+        let [a, b, c, d] = &rows;
+        let (mut want, mut got) = ([0; 128], [1; 128]);
+        interleave(&mut want, [a, b, c, d], 0x80);
+        // SAFETY: AVX2 was found.
+        unsafe { interleave_32(&mut got, [a, b, c, d], 0x80) };
+        assert_eq!(got, want);
     }
 }

@@ -64,8 +64,8 @@ mod testing;
 pub mod vector;
 
 pub use conv::{
-    Addend, Conv2d, Convolution, Depthwise, Direction, Input, Line, Output, OutputData, Requantizer, WeightGradient,
-    Weights,
+    Addend, Conv2d, Convolution, Depthwise, Direction, Input, Line, Output, OutputData, Requantizer, Streamed,
+    WeightGradient, Weights,
 };
 pub use dither::{Dither, Role};
 pub use isa::Isa;

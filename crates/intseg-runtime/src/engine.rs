@@ -8,11 +8,13 @@ use crate::plan::{Plan, Sizes, Slot};
 use core::fmt;
 use intseg_kernels::large_pages::prefer_large_pages;
 use intseg_kernels::resize::Tap;
-use intseg_kernels::{Context, Isa, Line};
+use intseg_kernels::{Context, Isa, Line, bytes};
+use std::boxed::Box;
 use std::collections::TryReserveError;
 use std::format;
-use std::io::Read;
+use std::io::{self, Read};
 use std::string::{String, ToString};
+use std::sync::{Mutex, PoisonError};
 use std::vec::Vec;
 
 /// A loaded model that runs on images of any size. It plans anew when the size changes.
@@ -29,7 +31,13 @@ pub struct Engine {
     size: Option<([usize; 2], bool)>,
     sizes: Sizes,
     buffers: Buffers,
+    /// Bytes of a convolution's packed weights that `buffers` hold, and what reads the others.
+    weights_limit: usize,
+    read_at: Option<ReadAt>,
 }
+
+/// Fills a slice from a file, beginning with this byte of it.
+pub type ReadAt = Box<dyn Fn(&mut [u8], u64) -> io::Result<()> + Send + Sync>;
 
 #[derive(Default)]
 struct Buffers {
@@ -43,7 +51,8 @@ struct Buffers {
     biases: Vec<i64>,
 }
 
-/// Why an image cannot be classified: the plan's reason, or an instruction set that the weights are not packed for.
+/// Why an image cannot be classified: the plan's reason, an instruction set that the weights are not packed for, or weights
+/// that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineError(String);
 
@@ -73,10 +82,37 @@ impl Engine {
     /// # Errors
     /// When the file cannot be read or is no usable model.
     pub fn open(read: impl Read, len: u64, ctx: Context) -> Result<Self, OpenError> {
-        let (file, packed) = open(read, len, ctx)?;
+        Self::open_with(read, len, ctx, usize::MAX, None)
+    }
+
+    /// As [`Engine::open`], but of each convolution's weights no more than `limit` bytes are kept: a run reads the others
+    /// with `read_at`, some taps at a time, where the convolution can do that. For weights that are used once an image
+    /// this costs the time that the system takes to copy them.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn open_streaming(
+        read: impl Read,
+        len: u64,
+        ctx: Context,
+        limit: usize,
+        read_at: ReadAt,
+    ) -> Result<Self, OpenError> {
+        Self::open_with(read, len, ctx, limit, Some(read_at))
+    }
+
+    fn open_with(
+        read: impl Read,
+        len: u64,
+        ctx: Context,
+        weights_limit: usize,
+        read_at: Option<ReadAt>,
+    ) -> Result<Self, OpenError> {
+        let (file, packed) = open(read, len, ctx, weights_limit)?;
         let nodes = Model::parse_beginning(&file, len, false)?.len();
         let mut engine = Self::with(file, len, nodes);
         engine.buffers.packed = packed;
+        (engine.weights_limit, engine.read_at) = (weights_limit, read_at);
         let Engine { file, buffers, .. } = &mut engine;
         let model = Model::parse_beginning(file, len, false)?;
         let channels = model.nodes().map(|node| node.requantization().map_or(0, |r| r.channels())).sum();
@@ -97,6 +133,8 @@ impl Engine {
             size: None,
             sizes: Sizes::default(),
             buffers: Buffers::default(),
+            weights_limit: usize::MAX,
+            read_at: None,
         }
     }
 
@@ -113,7 +151,8 @@ impl Engine {
     /// Classifies each pixel of an image, `[h, w, 3]` RGB, into `class_map`, `[h, w]`.
     ///
     /// # Errors
-    /// When the image's size cannot be used, or the engine was opened for another instruction set.
+    /// When the image's size cannot be used, the engine was opened for another instruction set, or weights that it does not
+    /// hold cannot be read.
     ///
     /// # Panics
     /// When a slice has another length than the size says.
@@ -192,8 +231,8 @@ impl Engine {
         if self.size != Some((size, every_output)) {
             self.size = None;
             let plan = match every_output {
-                false => Plan::new(&model, size, ctx, &mut self.slots),
-                true => Plan::with_every_output(&model, size, ctx, &mut self.slots),
+                false => Plan::with_limit(&model, size, ctx, &mut self.slots, self.weights_limit),
+                true => Plan::with_every_output(&model, size, ctx, &mut self.slots, self.weights_limit),
             };
             let plan = plan.map_err(|e| EngineError(e.to_string()))?;
             self.sizes = plan.sizes;
@@ -202,14 +241,25 @@ impl Engine {
                 .map_err(|e| EngineError(format!("an image of {}×{}: {e}", size[0], size[1])))?;
             self.size = Some((size, every_output));
         }
-        let plan = Plan { slots: &self.slots, sizes: self.sizes };
-        let mut memory = self.buffers.memory();
+        let plan = Plan { slots: &self.slots, sizes: self.sizes, weights_limit: self.weights_limit };
+        let failure = Mutex::new(None);
+        let read = |at: u64, weights: &mut [i8]| {
+            let Some(read_at) = &self.read_at else { return };
+            if let Err(error) = read_at(bytes::as_u8_mut(weights), at) {
+                // The run goes on with what there is; its result is not handed out.
+                *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+        };
+        let mut memory = Memory { read: Some(&read), ..self.buffers.memory() };
         if !loaded {
             load(&model, &plan, ctx, &mut memory);
             self.isa = Some(ctx.isa);
         }
         execute(&model, &plan, ctx, &mut memory, image, class_map, tap);
-        Ok(())
+        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(EngineError(format!("cannot read the model's weights: {error}"))),
+            None => Ok(()),
+        }
     }
 }
 
@@ -234,6 +284,6 @@ impl Buffers {
 
     fn memory(&mut self) -> Memory<'_> {
         let Buffers { bytes, words, scratch, sums, taps, packed, multipliers, biases } = self;
-        Memory { bytes, words, scratch, sums, taps, packed, multipliers, biases }
+        Memory { bytes, words, scratch, sums, taps, packed, multipliers, biases, read: None }
     }
 }

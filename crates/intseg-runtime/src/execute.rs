@@ -4,7 +4,7 @@ mod fused;
 mod mobile;
 
 use crate::model::{Element, Model, Node, Op, Requantization};
-use crate::plan::{Alignment, Destination, Plan, Shape, Sizes, Slot, convolution};
+use crate::plan::{Alignment, Destination, Held, Plan, Shape, Sizes, Slot, convolution};
 use core::ops::Range;
 use intseg_kernels::pool::for_each_piece_with;
 use intseg_kernels::requantize::Contribution;
@@ -30,6 +30,8 @@ pub struct Memory<'m> {
     pub multipliers: &'m mut [i32],
     /// Biases, which [`load`] fills.
     pub biases: &'m mut [i64],
+    /// Reads from the model file, from this byte on: weights that a plan's limit leaves there ([`Plan::weights_limit`]).
+    pub read: Option<&'m (dyn Fn(u64, &mut [i8]) + Sync)>,
 }
 
 impl<'m> Memory<'m> {
@@ -47,6 +49,7 @@ impl<'m> Memory<'m> {
             multipliers: bytes::take(arena, sizes.multipliers)?,
             words: bytes::take(arena, sizes.words)?,
             bytes: bytes::take(arena, sizes.bytes)?,
+            read: None,
         })
     }
 }
@@ -60,9 +63,10 @@ pub fn load(model: &Model, plan: &Plan, ctx: Context, memory: &mut Memory) {
     for (index, node) in model.nodes().enumerate() {
         if let Op::Conv(conv) = node.op {
             let convolution = convolution(&conv, &plan.slots[node.input(0)], plan.slots[index].shape);
-            let len = convolution.packed_len(ctx.isa);
-            convolution.pack(ctx, &mut memory.packed[packed..packed + len], conv.weights);
-            packed += len;
+            let held = Held::new(&convolution, ctx.isa, plan.weights_limit);
+            let weights = &conv.weights[..held.part.geometry.weights_len()];
+            held.part.pack(ctx, &mut memory.packed[packed..packed + held.lines], weights);
+            packed += held.lines;
         }
     }
     load_constants(model, memory);
@@ -86,7 +90,8 @@ struct Constants {
 /// it is done: its number, and where in the memory it lies, if it exists ([`Slot::destination`]).
 ///
 /// # Panics
-/// When a slice has another length than the plan's image, or the memory is smaller than the plan says.
+/// When a slice has another length than the plan's image, the memory is smaller than the plan says, or the plan leaves
+/// weights in the file and the memory cannot read them.
 pub fn execute(
     model: &Model,
     plan: &Plan,

@@ -41,7 +41,7 @@ mod plan;
 pub mod writer;
 
 #[cfg(feature = "std")]
-pub use engine::{Engine, EngineError};
+pub use engine::{Engine, EngineError, ReadAt};
 pub use error::ModelError;
 pub use execute::{Memory, execute, load};
 pub use intseg_kernels::resize::Interpolation;

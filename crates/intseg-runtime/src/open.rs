@@ -3,7 +3,7 @@
 
 use crate::error::ModelError;
 use crate::model::{CHECKSUM, Conv, HEADER, Header, Model, Op, WEIGHT_RANGE};
-use crate::plan::packing;
+use crate::plan::{Held, packing};
 use core::fmt;
 use intseg_kernels::bytes::as_i8;
 use intseg_kernels::large_pages::prefer_large_pages;
@@ -46,14 +46,15 @@ impl From<ModelError> for OpenError {
     }
 }
 
-/// Reads a model file of `len` bytes, checks all of it, and packs its weights. Returns what of the file is still needed,
-/// its beginning or all of it, and the packed weights of its convolutions one behind the other.
-pub(crate) fn open(read: impl Read, len: u64, ctx: Context) -> Result<(Vec<u8>, Vec<Line>), OpenError> {
+/// Reads a model file of `len` bytes, checks all of it, and packs its weights, of each convolution at most `limit` bytes.
+/// Returns what of the file is still needed, its beginning or all of it, and the packed weights of its convolutions one
+/// behind the other.
+pub(crate) fn open(read: impl Read, len: u64, ctx: Context, limit: usize) -> Result<(Vec<u8>, Vec<Line>), OpenError> {
     let mut source = Source { read, hasher: blake3::Hasher::new(), at: 0 };
     let mut file = Vec::new();
     source.append(&mut file, usize::try_from(len).unwrap_or(HEADER).min(HEADER))?;
     let content = Header::parse(&file, len)?.content;
-    let packed = load(&mut source, &mut file, len, ctx);
+    let packed = load(&mut source, &mut file, len, ctx, limit);
     if let Err(OpenError::Read(_)) = packed {
         return packed.map(|packed| (file, packed));
     }
@@ -62,25 +63,32 @@ pub(crate) fn open(read: impl Read, len: u64, ctx: Context) -> Result<(Vec<u8>, 
     Ok((file, packed?))
 }
 
-fn load(source: &mut Source<impl Read>, file: &mut Vec<u8>, len: u64, ctx: Context) -> Result<Vec<Line>, OpenError> {
+fn load(
+    source: &mut Source<impl Read>,
+    file: &mut Vec<u8>,
+    len: u64,
+    ctx: Context,
+    limit: usize,
+) -> Result<Vec<Line>, OpenError> {
     let Header { content, metadata, graph } = Header::parse(file, len)?;
     let graph_end = HEADER.saturating_add(metadata).saturating_add(graph);
     source.append(file, graph_end.min(content))?;
     let held = held(&Model::parse_beginning(file, len, false)?, graph_end, ctx.isa).unwrap_or(content);
     source.append(file, held)?;
     let model = Model::parse_beginning(file, len, true)?;
-    let total = convolutions(&model).map(|(.., convolution)| convolution.packed_len(ctx.isa)).sum();
+    let total = convolutions(&model).map(|(.., convolution)| Held::new(&convolution, ctx.isa, limit).lines).sum();
     let mut packed = Vec::new();
     packed.try_reserve_exact(total).map_err(io::Error::other)?;
     prefer_large_pages(packed.spare_capacity_mut());
     packed.resize(total, Line::ZERO);
     let mut rest = &mut packed[..];
     for (index, conv, convolution) in convolutions(&model) {
+        let held = Held::new(&convolution, ctx.isa, limit);
         let lines;
-        (lines, rest) = rest.split_at_mut(convolution.packed_len(ctx.isa));
+        (lines, rest) = rest.split_at_mut(held.lines);
         match conv.weights {
-            [] => source.pack(ctx, lines, &conv, index, &convolution)?,
-            held => convolution.pack(ctx, lines, held),
+            [] => source.pack(ctx, lines, &conv, index, &held.part)?,
+            weights => held.part.pack(ctx, lines, &weights[..held.part.geometry.weights_len()]),
         }
     }
     Ok(packed)
@@ -140,7 +148,8 @@ impl<R: Read> Source<R> {
         Ok(())
     }
 
-    /// Reads the weights of the convolution that is node `index` and packs them, some taps at a time.
+    /// Reads the weights of the convolution that is node `index`, some taps at a time, and packs those that `convolution`
+    /// has: all, or the first.
     fn pack(
         &mut self,
         ctx: Context,
@@ -151,6 +160,7 @@ impl<R: Read> Source<R> {
     ) -> Result<(), OpenError> {
         self.skip(conv.weights_at)?;
         let (taps, tap) = (conv.kernel[0] * conv.kernel[1], conv.c_in * conv.c_out);
+        let held = convolution.geometry.weights_len() / tap;
         let mut weights = Vec::new();
         let step = (PIECE / tap).max(1);
         for first in (0..taps).step_by(step) {
@@ -161,7 +171,8 @@ impl<R: Read> Source<R> {
             if weights.contains(&i8::MIN) {
                 return Err(ModelError::Node { index: index as u32, problem: WEIGHT_RANGE }.into());
             }
-            convolution.pack_taps(ctx, packed, some, weights);
+            let some = some.start.min(held)..some.end.min(held);
+            convolution.pack_taps(ctx, packed, some.clone(), &weights[..some.len() * tap]);
         }
         Ok(())
     }

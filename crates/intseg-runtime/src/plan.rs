@@ -6,7 +6,7 @@ use crate::model::{Conv, Depthwise, Element, Model, Node, Op, Pad, Product};
 use core::fmt;
 use intseg_kernels::requantize::Contribution;
 use intseg_kernels::resize::Tap;
-use intseg_kernels::{Context, Conv2d, Convolution, Direction, Line};
+use intseg_kernels::{Context, Conv2d, Convolution, Direction, Isa, Line};
 
 /// The most rows or columns of an image or of any node's output: interpolation between 16-bit values then fits its
 /// integers.
@@ -192,6 +192,9 @@ pub struct Plan<'s> {
     pub slots: &'s [Slot],
     /// How much memory a run takes.
     pub sizes: Sizes,
+    /// Bytes of a convolution's packed weights that memory holds; what goes beyond is read while it runs
+    /// ([`crate::Memory::read`]). `usize::MAX`: all of them.
+    pub weights_limit: usize,
 }
 
 /// The geometry of a convolution from `from`, or of that whose adjoint a transposed one is.
@@ -238,6 +241,29 @@ pub(crate) fn convolution(conv: &Conv, input: &Slot, output: Shape) -> Convoluti
     Convolution { geometry: geometry(conv, from), direction, signed: input.element == Element::I8 }
 }
 
+/// What memory holds of a convolution's weights.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    /// So many taps.
+    pub taps: usize,
+    /// Whether those are not all.
+    pub streams: bool,
+    /// What packs them.
+    pub part: Convolution,
+    /// Lines that they take.
+    pub lines: usize,
+}
+
+impl Held {
+    pub fn new(convolution: &Convolution, isa: Isa, limit: usize) -> Self {
+        let [kh, kw] = convolution.geometry.kernel;
+        let taps = convolution.held_taps(isa, limit);
+        let streams = taps < kh * kw;
+        let part = if streams { convolution.part(taps) } else { *convolution };
+        Held { taps, streams, part, lines: part.packed_len(isa) }
+    }
+}
+
 /// A convolution as packing weights knows it: the image's size does not matter.
 #[cfg(feature = "std")]
 pub(crate) fn packing(conv: &Conv, input: Element) -> Convolution {
@@ -257,10 +283,24 @@ impl<'s> Plan<'s> {
         ctx: Context,
         slots: &'s mut [Slot],
     ) -> Result<Self, PlanError<'a>> {
-        Self::with(model, size, ctx, slots, fuse::fuse)
+        Self::with_limit(model, size, ctx, slots, usize::MAX)
     }
 
-    /// As [`Plan::new`]; every node's output exists until the next node has run.
+    /// As [`Plan::new`], with a limit of the weights that memory holds ([`Plan::weights_limit`]).
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn with_limit<'a>(
+        model: &Model<'a>,
+        size: [usize; 2],
+        ctx: Context,
+        slots: &'s mut [Slot],
+        weights_limit: usize,
+    ) -> Result<Self, PlanError<'a>> {
+        Self::with(model, size, ctx, slots, weights_limit, fuse::fuse)
+    }
+
+    /// As [`Plan::with_limit`]; every node's output exists until the next node has run.
     ///
     /// # Errors
     /// As [`Plan::new`].
@@ -269,8 +309,9 @@ impl<'s> Plan<'s> {
         size: [usize; 2],
         ctx: Context,
         slots: &'s mut [Slot],
+        weights_limit: usize,
     ) -> Result<Self, PlanError<'a>> {
-        Self::with(model, size, ctx, slots, |_, _| {})
+        Self::with(model, size, ctx, slots, weights_limit, |_, _| {})
     }
 
     fn with<'a>(
@@ -278,6 +319,7 @@ impl<'s> Plan<'s> {
         [h, w]: [usize; 2],
         ctx: Context,
         slots: &'s mut [Slot],
+        weights_limit: usize,
         fuse: impl Fn(&Model, &mut [Slot]),
     ) -> Result<Self, PlanError<'a>> {
         if ![h, w].iter().all(|side| (1..=MAX_SIDE).contains(side)) {
@@ -303,12 +345,12 @@ impl<'s> Plan<'s> {
         fuse(model, slots);
         let mut sizes = place(slots);
         for (index, node) in model.nodes().enumerate() {
-            measure(&mut sizes, &node, index, slots, ctx);
+            measure(&mut sizes, &node, index, slots, ctx, weights_limit);
         }
         let logits = slots[model.len() - 1].shape;
         sizes.scratch = sizes.scratch.max(ctx.pool.threads() * logits.w * logits.c);
         sizes.taps = sizes.taps.max(h + w);
-        Ok(Plan { slots, sizes })
+        Ok(Plan { slots, sizes, weights_limit })
     }
 }
 
@@ -464,12 +506,16 @@ fn place(slots: &mut [Slot]) -> Sizes {
 }
 
 /// Adds a node's scratch and constants.
-fn measure(sizes: &mut Sizes, node: &Node, index: usize, slots: &[Slot], ctx: Context) {
+fn measure(sizes: &mut Sizes, node: &Node, index: usize, slots: &[Slot], ctx: Context, weights_limit: usize) {
     match node.op {
         Op::Conv(conv) => {
             let convolution = convolution(&conv, &slots[node.input(0)], slots[index].shape);
-            sizes.scratch = sizes.scratch.max(convolution.scratch_len(ctx));
-            sizes.packed += convolution.packed_len(ctx.isa);
+            let held = Held::new(&convolution, ctx.isa, weights_limit);
+            sizes.scratch = sizes.scratch.max(match held.streams {
+                true => convolution.streamed_scratch_len(ctx),
+                false => convolution.scratch_len(ctx),
+            });
+            sizes.packed += held.lines;
             sizes.multipliers += conv.c_out;
             sizes.biases += conv.c_out;
         }

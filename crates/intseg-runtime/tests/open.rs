@@ -4,7 +4,9 @@ mod common;
 
 use common::{Threads, decoder, image, mobile, padded, pyramid, residual, tiny};
 use intseg_kernels::{Context, Isa};
-use intseg_runtime::{Engine, Model, ModelError, Op, OpenError};
+use intseg_runtime::{Engine, Model, ModelError, Op, OpenError, ReadAt};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 fn open(file: &[u8], isa: Isa) -> Result<Engine, OpenError> {
     Engine::open(file, file.len() as u64, Context { isa, pool: &Threads(2) })
@@ -22,6 +24,66 @@ fn an_opened_model_computes_what_the_whole_file_computes() {
             open(&file, isa).unwrap().run(ctx, size, &pixels, &mut got).unwrap();
             assert!(got == want, "{size:?} on {}", isa.name());
         }
+    }
+}
+
+/// Opens a model of whose weights no more than `limit` bytes a layer are held.
+fn open_streaming(file: &[u8], isa: Isa, limit: usize, read_at: ReadAt) -> Engine {
+    let ctx = Context { isa, pool: &Threads(2) };
+    Engine::open_streaming(file, file.len() as u64, ctx, limit, read_at).unwrap()
+}
+
+#[test]
+fn weights_that_stay_in_the_file_give_the_same_classes_in_less_memory() {
+    for spec in [tiny(), residual(true), pyramid(false), decoder(), mobile(), padded()] {
+        let (file, size) = (spec.to_bytes(), [33, 65]);
+        for (isa, limit) in Isa::available().flat_map(|isa| [(isa, 0), (isa, 300)]) {
+            let ctx = Context { isa, pool: &Threads(3) };
+            let pixels = image(size, 5);
+            let [mut want, mut got, mut seen] = [0, 9, 9].map(|value| vec![value; size[0] * size[1]]);
+            let mut held = open(&file, isa).unwrap();
+            held.run(ctx, size, &pixels, &mut want).unwrap();
+            let (bytes, reads) = (file.clone(), Arc::new(AtomicUsize::new(0)));
+            let count = reads.clone();
+            let read_at = move |out: &mut [u8], at: u64| {
+                count.fetch_add(1, Ordering::Relaxed);
+                out.copy_from_slice(&bytes[at as usize..][..out.len()]);
+                Ok(())
+            };
+            let mut engine = open_streaming(&file, isa, limit, Box::new(read_at));
+            engine.run(ctx, size, &pixels, &mut got).unwrap();
+            assert!(got == want, "{size:?} on {}, {limit} bytes", isa.name());
+            engine.run_with(ctx, size, &pixels, &mut seen, |_, _, _| {}).unwrap();
+            assert!(seen == want, "every output, {size:?} on {}, {limit} bytes", isa.name());
+            let less = engine.sizes().packed < held.sizes().packed;
+            assert_eq!(less, reads.load(Ordering::Relaxed) > 0, "{}, {limit} bytes", isa.name());
+            assert!(if isa == Isa::Scalar { !less } else { less || limit > 0 }, "{}, {limit} bytes", isa.name());
+        }
+    }
+}
+
+#[test]
+fn weights_that_cannot_be_read_are_an_error_of_that_run() {
+    let (file, size) = (tiny().to_bytes(), [8, 8]);
+    for isa in Isa::available().filter(|&isa| isa != Isa::Scalar) {
+        let ctx = Context { isa, pool: &Threads(2) };
+        let lost = Arc::new(AtomicBool::new(true));
+        let (bytes, gone) = (file.clone(), lost.clone());
+        let read_at = move |out: &mut [u8], at: u64| {
+            if gone.load(Ordering::Relaxed) {
+                return Err(std::io::Error::other("the disk is gone"));
+            }
+            out.copy_from_slice(&bytes[at as usize..][..out.len()]);
+            Ok(())
+        };
+        let mut engine = open_streaming(&file, isa, 0, Box::new(read_at));
+        let error = engine.run(ctx, size, &image(size, 1), &mut [0; 64]).unwrap_err();
+        assert_eq!(error.to_string(), "cannot read the model's weights: the disk is gone");
+        lost.store(false, Ordering::Relaxed);
+        let [mut want, mut got] = [[0; 64], [9; 64]];
+        open(&file, isa).unwrap().run(ctx, size, &image(size, 1), &mut want).unwrap();
+        engine.run(ctx, size, &image(size, 1), &mut got).unwrap();
+        assert_eq!(got, want);
     }
 }
 

@@ -1,7 +1,7 @@
 //! `intseg bench`: how fast this machine runs or trains a network.
 
 use super::inspect::width;
-use crate::machine::{Machine, Size, peak_memory, reset_peak_memory};
+use crate::machine::{HeldWeights, Machine, Size, peak_memory, reset_peak_memory};
 use crate::output::{json, si, table, text};
 use clap::Args;
 use intseg::bench::{StepSpec, training_steps};
@@ -64,6 +64,8 @@ pub struct Bench {
     peak: bool,
     #[command(flatten)]
     machine: Machine,
+    #[command(flatten)]
+    weights: HeldWeights,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -115,7 +117,11 @@ impl Bench {
             return self.measure_peak(isa, &threads);
         }
         if let Some(path) = &self.model {
-            return self.print(&self.time_prediction(Predictor::load(path, isa)?, isa, &threads)?);
+            return self.print(&self.time_prediction(
+                Predictor::load_with_limit(path, isa, self.weights.limit())?,
+                isa,
+                &threads,
+            )?);
         }
         let arch = self.arch.as_deref().unwrap_or_default();
         let width_1000 = intseg::config::fixed(self.width, 1000) as usize;

@@ -1,7 +1,7 @@
 //! `intseg eval`.
 
 use super::data::LayoutName;
-use crate::machine::Machine;
+use crate::machine::{HeldWeights, Machine};
 use crate::output;
 use crate::progress::Progress;
 use anyhow::anyhow;
@@ -37,6 +37,8 @@ pub struct Eval {
     absent: AbsentName,
     #[command(flatten)]
     machine: Machine,
+    #[command(flatten)]
+    weights: HeldWeights,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -76,7 +78,7 @@ impl Eval {
     /// Runs the command.
     pub fn run(self) -> anyhow::Result<()> {
         let (isa, threads) = self.machine.start()?;
-        let mut predictor = Predictor::load(&self.model, isa)?;
+        let mut predictor = Predictor::load_with_limit(&self.model, isa, self.weights.limit())?;
         let dataset = Dataset::open(&self.data, self.layout.map(Layout::from))?;
         let entries = dataset.split(&self.split)?;
         let mut progress = Progress::new(entries.len() as u64);

@@ -1,7 +1,7 @@
 //! `intseg predict`.
 
 use crate::failure::Reported;
-use crate::machine::Machine;
+use crate::machine::{HeldWeights, Machine};
 use crate::output;
 use crate::progress::Progress;
 use clap::Args;
@@ -30,6 +30,8 @@ pub struct Predict {
     overlay: bool,
     #[command(flatten)]
     machine: Machine,
+    #[command(flatten)]
+    weights: HeldWeights,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -46,7 +48,7 @@ impl Predict {
     /// Runs the command.
     pub fn run(self) -> anyhow::Result<()> {
         let (isa, threads) = self.machine.start()?;
-        let mut predictor = Predictor::load(&self.model, isa)?;
+        let mut predictor = Predictor::load_with_limit(&self.model, isa, self.weights.limit())?;
         let request = Request { inputs: &self.input, output: &self.output, overlay: self.overlay };
         let mut progress = None;
         let mut answer = Answer { masks: Vec::new(), failed: Vec::new() };

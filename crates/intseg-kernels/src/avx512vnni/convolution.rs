@@ -10,6 +10,7 @@ use core::arch::asm;
 use core::arch::x86_64::{
     __m512i, _mm512_add_epi32, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_setzero_si512, _mm512_storeu_si512,
 };
+use core::ops::Range;
 
 /// Channels of a panel: 16 where 32 would leave half of the work unused.
 pub(crate) fn panel_width(plan: &Convolution) -> usize {
@@ -17,8 +18,8 @@ pub(crate) fn panel_width(plan: &Convolution) -> usize {
     if target <= 16 { 16 } else { 32 }
 }
 
-/// Runs a convolution with the kernel that fits its width.
-pub(crate) fn run<S: Store>(
+/// Runs a convolution of few channels with the kernel that fits its width.
+pub(crate) fn run_rows<S: Store>(
     isa: Avx512Vnni,
     plan: &Convolution,
     ctx: Context,
@@ -27,15 +28,29 @@ pub(crate) fn run<S: Store>(
     packed: &[Line],
     scratch: &mut [i32],
 ) {
+    match panel_width(plan) {
+        16 => rows::run(Kernel::<28, 1, false>(isa), plan, ctx, store, input, packed, scratch),
+        _ => rows::run(Kernel::<14, 2, false>(isa), plan, ctx, store, input, packed, scratch),
+    }
+}
+
+/// Gathers those taps of a convolution whose weights `packed` has, with the kernel that fits its width.
+#[allow(clippy::too_many_arguments, reason = "those of `gather::run`")]
+pub(crate) fn gather<S: Store>(
+    isa: Avx512Vnni,
+    plan: &Convolution,
+    taps: Range<usize>,
+    ctx: Context,
+    store: &S,
+    input: Input,
+    packed: &[Line],
+    scratch: &mut [i32],
+) {
     match (panel_width(plan), plan.signed) {
-        (16, _) if rows::fits(plan) => {
-            rows::run(Kernel::<28, 1, false>(isa), plan, ctx, store, input, packed, scratch);
-        }
-        (_, _) if rows::fits(plan) => rows::run(Kernel::<14, 2, false>(isa), plan, ctx, store, input, packed, scratch),
-        (16, false) => gather::run(Kernel::<28, 1, false>(isa), plan, ctx, store, input, packed, scratch),
-        (16, true) => gather::run(Kernel::<28, 1, true>(isa), plan, ctx, store, input, packed, scratch),
-        (_, false) => gather::run(Kernel::<14, 2, false>(isa), plan, ctx, store, input, packed, scratch),
-        (_, true) => gather::run(Kernel::<14, 2, true>(isa), plan, ctx, store, input, packed, scratch),
+        (16, false) => gather::run(Kernel::<28, 1, false>(isa), plan, taps, ctx, store, input, packed, scratch),
+        (16, true) => gather::run(Kernel::<28, 1, true>(isa), plan, taps, ctx, store, input, packed, scratch),
+        (_, false) => gather::run(Kernel::<14, 2, false>(isa), plan, taps, ctx, store, input, packed, scratch),
+        (_, true) => gather::run(Kernel::<14, 2, true>(isa), plan, taps, ctx, store, input, packed, scratch),
     }
 }
 

@@ -4,6 +4,7 @@ use super::store::{Accumulators, Requantized, Store, prepared_lines};
 use super::{Conv2d, Direction, Input, Line, Output, Requantizer, Weights, pack};
 #[cfg(target_arch = "x86_64")]
 use super::{gather, rows, winograd};
+use crate::vector::LANES;
 use crate::{Context, Isa, scalar};
 #[cfg(target_arch = "x86_64")]
 use crate::{avx2, avx512vnni};
@@ -56,11 +57,13 @@ impl Convolution {
     }
 
     /// Channels of a panel of packed weights.
-    #[cfg(target_arch = "x86_64")]
-    fn panel_width(&self, isa: Isa) -> usize {
+    pub(super) fn panel_width(&self, isa: Isa) -> usize {
         match isa {
+            Isa::Scalar => LANES,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => avx2::convolution::NR,
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni(_) => avx512vnni::convolution::panel_width(self),
-            _ => avx2::convolution::NR,
         }
     }
 
@@ -86,23 +89,27 @@ impl Convolution {
             #[cfg(target_arch = "x86_64")]
             isa if rows::fits(self) => rows::pack(self, self.panel_width(isa), packed, taps, weights),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(_) => pack::pack(ctx, self, avx2::convolution::NR, 0, packed, taps, weights),
+            isa => pack::pack(ctx, self, self.panel_width(isa), self.flip(isa), packed, taps, weights),
+        }
+    }
+
+    /// The bits of each weight that packing flips.
+    pub(super) fn flip(&self, isa: Isa) -> u8 {
+        match isa {
+            // Signed × signed: the weights become the unsigned operand of the dot product.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni(_) => {
-                // Signed × signed: the weights become the unsigned operand of the dot product.
-                let flip = if self.signed { 0x80 } else { 0 };
-                pack::pack(ctx, self, avx512vnni::convolution::panel_width(self), flip, packed, taps, weights);
-            }
+            Isa::Avx512Vnni(_) if self.signed => 0x80,
+            _ => 0,
         }
     }
 
     /// How many i32 of scratch a run takes.
     pub fn scratch_len(&self, ctx: Context) -> usize {
-        Line::words(prepared_lines(ctx.isa, self.target()[2])) + self.sums_scratch_len(ctx)
+        self.prepared_len(ctx) + self.sums_scratch_len(ctx)
     }
 
     /// How many of them the sums take.
-    fn sums_scratch_len(&self, ctx: Context) -> usize {
+    pub(super) fn sums_scratch_len(&self, ctx: Context) -> usize {
         let threads = ctx.pool.threads();
         match ctx.isa {
             Isa::Scalar => scalar::convolution::scratch_len(self, threads),
@@ -145,16 +152,30 @@ impl Convolution {
         requantizer: Requantizer,
         scratch: &mut [i32],
     ) {
-        let [h, w, c] = self.target();
         assert!(scratch.len() >= self.scratch_len(ctx), "scratch");
-        let lines = prepared_lines(ctx.isa, c);
-        let (prepared, scratch) = scratch.split_at_mut(Line::words(lines));
-        let prepared = &mut Line::in_words(prepared)[..lines];
+        let (prepared, scratch) = scratch.split_at_mut(self.prepared_len(ctx));
+        let store = self.requantized(ctx, out, requantizer, prepared);
+        self.dispatch(ctx, &store, input, weights, scratch);
+    }
+
+    /// How many i32 of scratch prepared constants of a requantisation take.
+    pub(super) fn prepared_len(&self, ctx: Context) -> usize {
+        Line::words(prepared_lines(ctx.isa, self.target()[2]))
+    }
+
+    /// What requantises the sums into `out`.
+    pub(super) fn requantized<'a>(
+        &self,
+        ctx: Context,
+        out: Output<'a>,
+        requantizer: Requantizer<'a>,
+        prepared: &'a mut [i32],
+    ) -> Requantized<'a> {
+        let [h, w, c] = self.target();
         // No product of bytes is larger, whatever their signs.
         let bound = (self.taps() * self.source()[2]) as i64 * (255 * 128);
         let store = Requantized::new(ctx.isa, out, requantizer, self.geometry.batch * h * w, c);
-        let store = store.with_bound(bound, prepared);
-        self.dispatch(ctx, &store, input, weights, scratch);
+        store.with_bound(bound, &mut Line::in_words(prepared)[..prepared_lines(ctx.isa, c)])
     }
 
     fn dispatch<S: Store>(&self, ctx: Context, store: &S, input: Input, weights: Weights, scratch: &mut [i32]) {
@@ -186,17 +207,34 @@ impl Convolution {
                 winograd::run(avx512vnni::winograd::Kernel(isa), self, ctx, store, input, weights.packed, scratch);
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(isa) => gather::run(
-                avx2::convolution::Kernel::new(isa, signed),
-                self,
-                ctx,
-                store,
-                input,
-                weights.packed,
-                scratch,
-            ),
+            Isa::Avx512Vnni(isa) if rows::fits(self) => {
+                avx512vnni::convolution::run_rows(isa, self, ctx, store, input, weights.packed, scratch);
+            }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni(isa) => avx512vnni::convolution::run(isa, self, ctx, store, input, weights.packed, scratch),
+            _ => self.gather(ctx, 0..self.taps(), store, input, weights.packed, scratch),
+        }
+    }
+
+    /// Gathers some taps, whose weights alone `packed` has.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn gather<S: Store>(
+        &self,
+        ctx: Context,
+        taps: Range<usize>,
+        store: &S,
+        input: Input,
+        packed: &[Line],
+        scratch: &mut [i32],
+    ) {
+        match ctx.isa {
+            Isa::Scalar => unreachable!("portable code packs no weights"),
+            Isa::Avx2(isa) => {
+                let kernel = avx2::convolution::Kernel::new(isa, self.signed);
+                gather::run(kernel, self, taps, ctx, store, input, packed, scratch);
+            }
+            Isa::Avx512Vnni(isa) => {
+                avx512vnni::convolution::gather(isa, self, taps, ctx, store, input, packed, scratch);
+            }
         }
     }
 

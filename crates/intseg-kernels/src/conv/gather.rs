@@ -82,6 +82,8 @@ struct Job<'a> {
     tail_start: usize,
     pixel_sums: &'a [i32],
     packed: &'a [Line],
+    /// Those whose weights `packed` has.
+    taps: Range<usize>,
     c4: usize,
     panel_lines: usize,
 }
@@ -89,10 +91,12 @@ struct Job<'a> {
 // SAFETY: the pointers are read alone, and what they point to outlives the job (it is built and dropped in `run`).
 unsafe impl Sync for Job<'_> {}
 
-/// Runs a convolution.
+/// Runs a convolution, or that part of its sums that some taps contribute, whose weights alone `packed` then has.
+#[allow(clippy::too_many_arguments, reason = "a convolution's operands, and which of its taps")]
 pub(crate) fn run<K: MicroKernel, S: Store>(
     kernel: K,
     plan: &Convolution,
+    taps: Range<usize>,
     ctx: Context,
     store: &S,
     input: Input,
@@ -130,7 +134,8 @@ pub(crate) fn run<K: MicroKernel, S: Store>(
         pixel_sums,
         packed,
         c4,
-        panel_lines: plan.taps() * c4 * K::NR * 4 / 64,
+        panel_lines: taps.len() * c4 * K::NR * 4 / 64,
+        taps,
     };
     let [.., target] = plan.target();
     let panels = target.div_ceil(K::NR);
@@ -208,8 +213,8 @@ impl Job<'_> {
             || {
                 // With few taps, and that is all but kernels beyond 8 × 8, one list serves all tiles.
                 let mut list = Steps::default();
-                if self.plan.taps() <= MAX_TAPS {
-                    list.find(self.plan, phase, 0..self.plan.taps());
+                if self.taps.len() <= MAX_TAPS {
+                    list.find(self.plan, phase, self.taps.clone());
                 }
                 for tile in tiles {
                     // SAFETY: the caller's promise is handed on.
@@ -240,8 +245,8 @@ impl Job<'_> {
         let mut sums = Sums([0; MAX_TILE]);
         let sums = &mut sums.0[..K::MR * K::NR];
         // One table then serves all panels.
-        let all = self.plan.taps();
-        let single = all <= MAX_TAPS;
+        let Range { start, end } = self.taps;
+        let single = self.taps.len() <= MAX_TAPS;
         if single {
             self.gather::<K>(&pixels, list, gathered);
         }
@@ -249,16 +254,16 @@ impl Job<'_> {
             let weights = &self.packed[panel * self.panel_lines..][..self.panel_lines];
             let first = panel * K::NR;
             store.prepare(&pixels.out[..pixels.len], first, K::NR.min(target - first));
-            let mut from = 0;
-            while from < all {
-                let to = (from + MAX_TAPS).min(all);
+            let mut from = start;
+            while from < end {
+                let to = (from + MAX_TAPS).min(end);
                 if !single {
                     list.find(self.plan, phase, from..to);
                     self.gather::<K>(&pixels, list, gathered);
                 }
                 // SAFETY: sources point to a pixel's `c4 · 4` bytes inside the input, to its padded copy, or to zeros
                 // (see `gather`); the weights' panel has `taps · c4 · NR · 4` bytes.
-                unsafe { kernel.accumulate(sums, from > 0, weights, gathered.reads(), self.c4, 4) };
+                unsafe { kernel.accumulate(sums, from > start, weights, gathered.reads(), self.c4, 4) };
                 if !self.pixel_sums.is_empty() {
                     gathered.correct(sums, K::NR);
                 }
@@ -334,7 +339,7 @@ impl Job<'_> {
                 }
             }
             if inside {
-                gathered.taps[gathered.len] = Tap { index: tap as usize, sources: table, offset };
+                gathered.taps[gathered.len] = Tap { index: tap as usize - self.taps.start, sources: table, offset };
                 gathered.len += 1;
                 gathered.tables = gathered.tables.max(table + 1);
             }

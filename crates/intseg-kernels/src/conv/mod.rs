@@ -16,6 +16,7 @@ pub(crate) mod reference;
 pub(crate) mod rows;
 pub(crate) mod shared_taps;
 pub(crate) mod store;
+mod streamed;
 #[cfg(test)]
 mod tests;
 mod weight_gradient;
@@ -26,6 +27,7 @@ pub use depthwise::Depthwise;
 pub use receive::Sum;
 pub(crate) use store::Store;
 pub use store::requantize;
+pub use streamed::Streamed;
 pub use weight_gradient::WeightGradient;
 
 use crate::requantize::Contribution;

@@ -2,11 +2,13 @@
 //! channels, as the dot-product instructions want it.
 
 use super::{Convolution, Direction, Line};
-use crate::Context;
 use crate::bytes::as_u8;
 use crate::interleave::interleave;
+#[cfg(target_arch = "x86_64")]
+use crate::interleave::interleave_32;
 use crate::pool::Disjoint;
 use crate::vector::LANES;
+use crate::{Context, Isa};
 use core::ops::Range;
 use core::slice;
 
@@ -40,16 +42,16 @@ pub(crate) fn pack(
     let packed = Disjoint::new(packed);
     ctx.pool.run(count.div_ceil(at_once), &|task, _| {
         for unit in task * at_once..count.min((task + 1) * at_once) {
-            let tap = unit / units;
-            let part =
-                Part { packed: &packed, weights, first: tap * c * target, tap: taps.start + tap, plan, nr, flip };
+            let (tap, unit) = (unit / units, unit % units);
+            let weights = &as_u8(weights)[tap * c * target..][..c * target];
+            let part = Part { isa: ctx.isa, packed: &packed, tap: taps.start + tap, plan, nr, flip };
             ctx.isa.vectorize(
                 #[inline(always)]
                 || match plan.direction {
                     // SAFETY: tasks have disjoint taps or groups.
-                    Direction::Forward => unsafe { part.rows(unit % units) },
+                    Direction::Forward => unsafe { part.rows(unit..unit + 1, &weights[unit * 4 * target..]) },
                     // SAFETY: tasks have disjoint taps or panels.
-                    Direction::Transposed => unsafe { part.columns(unit % units) },
+                    Direction::Transposed => unsafe { part.columns(unit, weights) },
                 },
             );
         }
@@ -60,16 +62,14 @@ pub(crate) fn pack(
 const TASK: usize = 1 << 14;
 
 /// What is packed of a tap.
-struct Part<'a> {
-    packed: &'a Disjoint<'a, Line>,
-    /// `[taps, C_in, C_out]`.
-    weights: &'a [i8],
-    /// The tap's first weight, and its place in the panels.
-    first: usize,
-    tap: usize,
-    plan: &'a Convolution,
-    nr: usize,
-    flip: u8,
+pub(super) struct Part<'a> {
+    pub isa: Isa,
+    pub packed: &'a Disjoint<'a, Line>,
+    /// The tap's place in the panels.
+    pub tap: usize,
+    pub plan: &'a Convolution,
+    pub nr: usize,
+    pub flip: u8,
 }
 
 impl Part<'_> {
@@ -89,48 +89,61 @@ impl Part<'_> {
 }
 
 impl Part<'_> {
-    /// One group of four source channels of a tap `[source][target]`: the four rows become the bytes of words. What does
-    /// not exist becomes 0, which makes whatever the input holds there harmless.
+    /// Groups of four source channels of a tap, whose `weights` are `[source][target]`: four rows become the bytes of words.
+    /// What does not exist becomes 0, which makes whatever the input holds there harmless.
     ///
     /// # Safety
-    /// No other call for this group may live at the same time.
+    /// No other call for a common group may live at the same time.
     #[inline(always)]
-    unsafe fn rows(&self, group: usize) {
+    pub unsafe fn rows(&self, groups: Range<usize>, weights: &[u8]) {
         let ([.., c], [.., target]) = (self.plan.source(), self.plan.target());
-        let rows = (c - group * 4).min(4);
-        let weights = &as_u8(self.weights)[self.first + group * 4 * target..][..rows * target];
+        let per_group = self.nr / LANES;
         for panel in 0..target.div_ceil(self.nr) {
             // SAFETY: the caller's promise is handed on.
-            let lines = unsafe { self.lines(panel, group..group + 1) };
-            for (line, out) in lines.iter_mut().enumerate() {
-                let channel = panel * self.nr + line * LANES;
-                let len = target.saturating_sub(channel).min(LANES);
-                let out = Line::bytes_mut(slice::from_mut(out));
-                if rows == 4 && len == LANES {
-                    let row = |row: usize| &weights[row * target + channel..][..LANES];
-                    interleave(out, [row(0), row(1), row(2), row(3)], self.flip);
-                    continue;
+            let lines = unsafe { self.lines(panel, groups.clone()) };
+            for ((group, lines), weights) in
+                groups.clone().zip(lines.chunks_exact_mut(per_group)).zip(weights.chunks(4 * target))
+            {
+                let rows = (c - group * 4).min(4);
+                let weights = &weights[..rows * target];
+                #[cfg(target_arch = "x86_64")]
+                if let (Isa::Avx512Vnni(_), 4, Some(out)) = (self.isa, rows, Line::bytes_mut(lines).first_chunk_mut()) {
+                    let row = |row: usize| weights[row * target..][..target][panel * self.nr..].first_chunk();
+                    if let [Some(a), Some(b), Some(c), Some(d)] = [row(0), row(1), row(2), row(3)] {
+                        // SAFETY: an `Avx512Vnni` value exists only where AVX2 is, too.
+                        unsafe { interleave_32(out, [a, b, c, d], self.flip) };
+                        continue;
+                    }
                 }
-                out.fill(0);
-                for (k, four) in out.as_chunks_mut::<4>().0.iter_mut().enumerate().take(len) {
-                    let column = weights[channel + k..].iter().step_by(target);
-                    four.iter_mut().zip(column).for_each(|(out, &weight)| *out = weight ^ self.flip);
+                for (line, out) in lines.iter_mut().enumerate() {
+                    let channel = panel * self.nr + line * LANES;
+                    let len = target.saturating_sub(channel).min(LANES);
+                    let out = Line::bytes_mut(slice::from_mut(out));
+                    if rows == 4 && len == LANES {
+                        let row = |row: usize| &weights[row * target + channel..][..LANES];
+                        interleave(out, [row(0), row(1), row(2), row(3)], self.flip);
+                        continue;
+                    }
+                    out.fill(0);
+                    for (k, four) in out.as_chunks_mut::<4>().0.iter_mut().enumerate().take(len) {
+                        let column = weights[channel + k..].iter().step_by(target);
+                        four.iter_mut().zip(column).for_each(|(out, &weight)| *out = weight ^ self.flip);
+                    }
                 }
             }
         }
     }
 
-    /// One panel of a tap `[target][source]`: four neighbours become a word.
+    /// One panel of a tap, whose `weights` are `[target][source]`: four neighbours become a word.
     ///
     /// # Safety
     /// No other call for this panel may live at the same time.
     #[inline(always)]
-    unsafe fn columns(&self, panel: usize) {
+    unsafe fn columns(&self, panel: usize, weights: &[u8]) {
         let ([.., c], [.., target]) = (self.plan.source(), self.plan.target());
         // SAFETY: the caller's promise is handed on.
         let words = Line::bytes_mut(unsafe { self.lines(panel, 0..c.div_ceil(4)) }).as_chunks_mut::<4>().0;
-        let weights = as_u8(self.weights);
-        let row = |k: usize| &weights[self.first + (panel * self.nr + k) * c..][..c];
+        let row = |k: usize| &weights[(panel * self.nr + k) * c..][..c];
         let channels = target.saturating_sub(panel * self.nr).min(self.nr);
         let flipped = |four: &[u8; 4]| four.map(|byte| byte ^ self.flip);
         // Four channels at a time: words are written beside each other, which is what takes the time.
@@ -165,9 +178,9 @@ impl Part<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Inline;
     use crate::conv::Conv2d;
     use crate::testing::{Threads, random};
-    use crate::{Inline, Isa};
     use std::vec;
     use std::vec::Vec;
 

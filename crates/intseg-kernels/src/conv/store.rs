@@ -52,6 +52,21 @@ impl Store for Accumulators<'_> {
     }
 }
 
+/// Adds the sums to those that are there.
+pub(crate) struct Partial<'a>(pub Accumulators<'a>);
+
+impl Store for Partial<'_> {
+    #[inline(always)]
+    unsafe fn store(&self, sums: &[i32], row: usize, pixels: &[usize], first: usize, channels: usize) {
+        for (values, pixel) in sums.chunks(row).zip(pixels) {
+            let at = pixel * self.0.channels + first;
+            // SAFETY: no other call names this pixel and these channels, as the caller promises.
+            let out = unsafe { self.0.out.piece(at, at + channels) };
+            out.iter_mut().zip(&values[..channels]).for_each(|(out, value)| *out = out.wrapping_add(*value));
+        }
+    }
+}
+
 /// Requantises each channel and writes 8 or 16 bits.
 pub(crate) struct Requantized<'a> {
     isa: Isa,

@@ -2,10 +2,10 @@
 
 use super::{Constants, Memory, Run, parts};
 use crate::model::{Conv, Element, Op};
-use crate::plan::{Alignment, Destination, Shape, Slot, convolution};
+use crate::plan::{Alignment, Destination, Held, Shape, Slot, convolution};
 use core::ops::Range;
 use intseg_kernels::requantize::Contribution;
-use intseg_kernels::{Addend, Convolution, Input, Output, OutputData, Weights, bytes, max_pool};
+use intseg_kernels::{Addend, Convolution, Input, Output, OutputData, Streamed, Weights, bytes, max_pool};
 
 /// A convolution that is to run.
 pub(super) struct Step<'a> {
@@ -13,7 +13,7 @@ pub(super) struct Step<'a> {
     conv: Conv<'a>,
     convolution: Convolution,
     at: Constants,
-    packed: usize,
+    held: Held,
 }
 
 /// What a convolution reads and writes.
@@ -32,8 +32,9 @@ impl<'a> Run<'a> {
     /// A convolution's step; its constants are those at `at`, which moves on.
     pub fn step(self, conv: Conv<'a>, at: &mut Constants) -> Step<'a> {
         let convolution = convolution(&conv, self.input(0), self.slot.shape);
-        let step = Step { run: self, conv, convolution, at: *at, packed: convolution.packed_len(self.ctx.isa) };
-        at.packed += step.packed;
+        let held = Held::new(&convolution, self.ctx.isa, self.plan.weights_limit);
+        let step = Step { run: self, conv, convolution, at: *at, held };
+        at.packed += held.lines;
         at.channels += conv.c_out;
         step
     }
@@ -134,8 +135,8 @@ impl Step<'_> {
 
     fn run_on(&self, memory: &mut Memory, operands: Operands) {
         let Operands { convolution, input, out, element, stride, offset, addend } = operands;
-        let Memory { bytes: activations, words, scratch, packed, multipliers, biases, .. } = memory;
-        let weights = Weights { raw: self.conv.weights, packed: &packed[self.at.packed..self.at.packed + self.packed] };
+        let Memory { bytes: activations, words, scratch, packed, multipliers, biases, read, .. } = memory;
+        let packed = &packed[self.at.packed..self.at.packed + self.held.lines];
         let requantizer = self.run.requantizer(&self.conv.requantization, multipliers, biases, self.at.channels);
         // What lies in the other memory is not read through these.
         let added = |wide: bool| match addend {
@@ -166,6 +167,14 @@ impl Step<'_> {
         });
         let input = if convolution.signed { Input::I8(bytes::as_i8(input)) } else { Input::U8(input) };
         let out = Output { data, stride, offset, addend };
-        convolution.run_requantized(self.run.ctx, out, input, weights, requantizer, scratch);
+        if !self.held.streams {
+            let weights = Weights { raw: self.conv.weights, packed };
+            return convolution.run_requantized(self.run.ctx, out, input, weights, requantizer, scratch);
+        }
+        let read = read.expect("who limits the weights that memory holds reads the others");
+        let at = self.conv.weights_at as u64;
+        let read = &|first: usize, out: &mut [i8]| read(at + first as u64, out);
+        let weights = Streamed { held: self.held.taps, packed, read };
+        convolution.run_streamed(self.run.ctx, out, input, weights, requantizer, scratch);
     }
 }
