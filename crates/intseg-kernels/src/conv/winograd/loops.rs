@@ -1,12 +1,11 @@
 //! The three loops around the products: weights, input and sums of a block of tiles.
 
 use super::transform::{self, OUTPUTS, POINTS, TAPS, divide};
-use super::{Class, Group, MAX_CHANNELS, Tiling};
+use super::{Class, Group, Groups, MAX_CHANNELS, Tiling};
 use crate::bytes::as_i8;
 use crate::conv::store::Store;
 use crate::conv::{Convolution, Line};
 use crate::vector::{LANES, Loop, Vector, WORD_LANES, Words};
-use core::ops::Range;
 
 /// The weights of a panel.
 pub(super) struct TransformWeights<'a> {
@@ -68,7 +67,7 @@ pub(super) struct TransformInput<'a> {
     pub input: &'a [u8],
     /// `[product][group][line][tile]`.
     pub out: &'a mut [Line],
-    pub groups: Range<usize>,
+    pub groups: Groups,
 }
 
 /// Where the points of a tile are read.
@@ -188,7 +187,7 @@ pub(super) struct TransformOutput<'a, S> {
     pub tiling: &'a Tiling,
     pub store: &'a S,
     pub products: &'a [i32],
-    pub groups: Range<usize>,
+    pub groups: Groups,
     pub first: usize,
     pub channels: usize,
 }

@@ -23,6 +23,7 @@ use crate::Context;
 use crate::bytes::as_u8;
 use crate::pool::Disjoint;
 use crate::vector::{LANES, WORD_LANES};
+use core::iter::StepBy;
 use core::ops::Range;
 use loops::{MAX_NR, TransformInput, TransformOutput, TransformWeights};
 use transform::{NARROW, OUTPUTS, POINTS, TAPS};
@@ -31,14 +32,14 @@ use transform::{NARROW, OUTPUTS, POINTS, TAPS};
 const PRODUCTS: usize = POINTS * POINTS;
 /// The most groups of tiles of a block, and the bytes of its transformed input: what a thread works on with one panel of
 /// weights after the other. Larger blocks transform weights more rarely; smaller ones stay in cache.
-const BLOCK_GROUPS: usize = 6;
+const BLOCK_GROUPS: usize = 7;
 const BLOCK_BYTES: usize = 4 << 20;
 /// The most groups and bytes of transformed input where one block is all tiles: threads then share out its panels.
 const WHOLE_GROUPS: usize = 12;
 const WHOLE_BYTES: usize = 6 << 20;
 /// Up to so many outputs along an axis a tile is narrow.
 const NARROW_OUTPUTS: usize = 2;
-/// Up to so many blocks have the same work; of more each has as many groups.
+/// Up to so many blocks have groups of every class.
 const EVEN_BLOCKS: usize = 32;
 /// Source channels up to which every sum stays below 2^29: `9 · 1800 · 255 · 128`.
 const MAX_CHANNELS: usize = 1800;
@@ -203,7 +204,10 @@ impl Tiling {
         let tiles = classes.iter().map(|class| class.tiles).sum::<usize>();
         let whole = groups <= WHOLE_GROUPS && groups * group_bytes <= WHOLE_BYTES && tiles < target;
         let parts = if whole { threads.min(panels) } else { 1 };
+        // No larger than a thread's share, so that many threads take no more memory than their tiles do, and than so many
+        // blocks need.
         let share = BLOCK_GROUPS.min(groups.div_ceil(threads).max(1));
+        let blocks = groups.div_ceil((BLOCK_BYTES / group_bytes).clamp(1, share)).next_multiple_of(threads);
         Tiling {
             axes,
             classes,
@@ -212,8 +216,7 @@ impl Tiling {
             panels,
             mr: K::MR,
             groups,
-            // No larger than a thread's share: many threads take no more memory than their tiles do.
-            block_groups: if whole { groups } else { (BLOCK_BYTES / group_bytes).clamp(1, share) },
+            block_groups: if whole { groups } else { groups.div_ceil(blocks.max(1)).max(1) },
             parts,
             width: K::NR / LANES,
         }
@@ -258,40 +261,20 @@ impl Tiling {
         unreachable!("a group of the tiling")
     }
 
-    /// The groups before which there is so much work, in products.
-    fn after(&self, mut work: usize) -> usize {
-        let mut before = 0;
-        for class in self.classes {
-            let groups = (work / class.products()).min(class.groups);
-            before += groups;
-            if groups < class.groups {
-                break;
-            }
-            work -= groups * class.products();
-        }
-        before
-    }
-
     /// The groups of a block.
-    fn block(&self, index: usize, blocks: usize) -> Range<usize> {
-        // Many blocks are handed out as threads become free, however much work each is.
-        if blocks > EVEN_BLOCKS {
-            return index * self.groups / blocks..(index + 1) * self.groups / blocks;
+    fn block(&self, index: usize, blocks: usize) -> Groups {
+        let mixed = self.classes.iter().filter(|class| class.groups > 0).count() > 1;
+        match mixed && blocks <= EVEN_BLOCKS {
+            // Some of each class, so that blocks have the same work.
+            true => (index..self.groups).step_by(blocks),
+            // Neighbours, which read the same input. Many blocks are handed out as threads become free.
+            false => (index * self.groups / blocks..(index + 1) * self.groups / blocks).step_by(1),
         }
-        let work: usize = self.classes.iter().map(|class| class.groups * class.products()).sum();
-        let mut from = 0;
-        for block in 0..=index {
-            let left = (blocks - block - 1) * self.block_groups;
-            let fewest = self.groups.saturating_sub(left).max(from);
-            let to = self.after((block + 1) * work / blocks).clamp(fewest, fewest.max(from + self.block_groups));
-            if block == index {
-                return from..to;
-            }
-            from = to;
-        }
-        from..from
     }
 }
+
+/// The groups of a block.
+type Groups = StepBy<Range<usize>>;
 
 /// Whether a convolution can take this way.
 pub(crate) fn fits(plan: &Convolution) -> bool {
@@ -376,7 +359,7 @@ struct Job<'a, K> {
 
 impl<K: Multiply> Job<'_, K> {
     /// Computes some panels of a block of groups.
-    fn block<S: Store>(&self, store: &S, groups: Range<usize>, panels: Range<usize>, lines: &mut [Line]) {
+    fn block<S: Store>(&self, store: &S, groups: Groups, panels: Range<usize>, lines: &mut [Line]) {
         let tiling = self.tiling;
         let [weight_stride, input_stride, _] = tiling.strides();
         let (weights, rest) = lines.split_at_mut(PRODUCTS * weight_stride);
@@ -413,7 +396,7 @@ impl<K: Multiply> Job<'_, K> {
     }
 
     /// Fills `[product][group][tile][NR]` from `[product][group][line][tile]` and `[product][pair][NR]`.
-    fn multiply(&self, products: &mut [i32], weights: &[Line], input: &[Line], groups: Range<usize>) {
+    fn multiply(&self, products: &mut [i32], weights: &[Line], input: &[Line], groups: Groups) {
         let Tiling { lines, pairs, width, .. } = *self.tiling;
         let [weight_stride, input_stride, product_stride] = self.tiling.strides();
         for product in 0..PRODUCTS {
