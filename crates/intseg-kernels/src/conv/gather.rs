@@ -19,6 +19,8 @@ pub(crate) const MAX_MR: usize = 28;
 pub(crate) const MAX_TILE: usize = 14 * 32;
 /// Taps handed to a micro-kernel at once; larger kernels run in several rounds over the same tile.
 pub(crate) const MAX_TAPS: usize = 64;
+/// Windows of up to so many taps have small tables: clearing those for [`MAX_TAPS`] takes as long as a thin layer's tile.
+const FEW_TAPS: usize = 9;
 /// Bytes of packed weights that should stay in the second-level cache while pixels stream past them.
 const PANEL_BYTES: usize = 384 << 10;
 
@@ -200,25 +202,47 @@ impl Job<'_> {
         tiles: Range<usize>,
         panels: Range<usize>,
     ) {
-        // One table for all tiles: clearing it for each would cost as much as a thin layer's tile.
-        let mut gathered = Gathered {
-            taps: [Tap { index: 0, sources: 0, offset: 0 }; MAX_TAPS],
-            sources: [[self.zeros; MAX_MR]; MAX_TAPS + 1],
+        match self.taps.len() {
+            // SAFETY: the caller's promise is handed on.
+            0..=FEW_TAPS => unsafe { self.tiles_with::<{ FEW_TAPS + 1 }, K, S>(kernel, store, phase, tiles, panels) },
+            // SAFETY: the caller's promise is handed on.
+            _ => unsafe { self.tiles_with::<{ MAX_TAPS + 1 }, K, S>(kernel, store, phase, tiles, panels) },
+        }
+    }
+
+    /// As [`Job::tiles`], with so many tables: one more than there are taps at once.
+    ///
+    /// # Safety
+    /// As [`Job::tiles`].
+    unsafe fn tiles_with<const TABLES: usize, K: MicroKernel, S: Store>(
+        &self,
+        kernel: K,
+        store: &S,
+        phase: &Phase,
+        tiles: Range<usize>,
+        panels: Range<usize>,
+    ) {
+        // For all tiles: clearing them for each would cost time.
+        let mut gathered = Gathered::<TABLES> {
+            taps: [Tap { index: 0, sources: 0, offset: 0 }; TABLES],
+            sources: [[self.zeros; MAX_MR]; TABLES],
             len: 0,
             tables: 1,
             corrections: [0; MAX_MR],
         };
+        let mut sums = Sums([0; MAX_TILE]);
         self.isa.vectorize(
             #[inline(always)]
             || {
                 // With few taps, and that is all but kernels beyond 8 × 8, one list serves all tiles.
-                let mut list = Steps::default();
-                if self.taps.len() <= MAX_TAPS {
+                let mut list = Steps::<TABLES> { steps: [[0; 3]; TABLES], len: 0 };
+                if self.taps.len() < TABLES {
                     list.find(self.plan, phase, self.taps.clone());
                 }
                 for tile in tiles {
+                    let sums = &mut sums.0[..K::MR * K::NR];
                     // SAFETY: the caller's promise is handed on.
-                    unsafe { self.tile(kernel, store, phase, tile, panels.clone(), &mut list, &mut gathered) };
+                    unsafe { self.tile(kernel, store, phase, tile, panels.clone(), &mut list, &mut gathered, sums) };
                 }
             },
         );
@@ -230,25 +254,24 @@ impl Job<'_> {
     /// No other call that overlaps in time may have the same phase, tile and a common panel.
     #[inline(always)]
     #[allow(clippy::too_many_arguments, reason = "what and where")]
-    unsafe fn tile<K: MicroKernel, S: Store>(
+    unsafe fn tile<const TABLES: usize, K: MicroKernel, S: Store>(
         &self,
         kernel: K,
         store: &S,
         phase: &Phase,
         tile: usize,
         panels: Range<usize>,
-        list: &mut Steps,
-        gathered: &mut Gathered,
+        list: &mut Steps<TABLES>,
+        gathered: &mut Gathered<TABLES>,
+        sums: &mut [i32],
     ) {
         let [.., target] = self.plan.target();
         let pixels = Pixels::new(self.plan, phase, tile * K::MR, K::MR);
-        let mut sums = Sums([0; MAX_TILE]);
-        let sums = &mut sums.0[..K::MR * K::NR];
         // One table then serves all panels.
         let Range { start, end } = self.taps;
-        let single = self.taps.len() <= MAX_TAPS;
+        let single = self.taps.len() < TABLES;
         if single {
-            self.gather::<K>(&pixels, list, gathered);
+            self.gather::<TABLES, K>(&pixels, list, gathered);
         }
         for panel in panels {
             let weights = &self.packed[panel * self.panel_lines..][..self.panel_lines];
@@ -256,10 +279,10 @@ impl Job<'_> {
             store.prepare(&pixels.out[..pixels.len], first, K::NR.min(target - first));
             let mut from = start;
             while from < end {
-                let to = (from + MAX_TAPS).min(end);
+                let to = (from + TABLES - 1).min(end);
                 if !single {
                     list.find(self.plan, phase, from..to);
-                    self.gather::<K>(&pixels, list, gathered);
+                    self.gather::<TABLES, K>(&pixels, list, gathered);
                 }
                 // SAFETY: sources point to a pixel's `c4 · 4` bytes inside the input, to its padded copy, or to zeros
                 // (see `gather`); the weights' panel has `taps · c4 · NR · 4` bytes.
@@ -276,7 +299,12 @@ impl Job<'_> {
 
     /// Looks up where the tile's pixels read for each tap of a list.
     #[inline(always)]
-    fn gather<K: MicroKernel>(&self, pixels: &Pixels, list: &Steps, gathered: &mut Gathered) {
+    fn gather<const TABLES: usize, K: MicroKernel>(
+        &self,
+        pixels: &Pixels,
+        list: &Steps<TABLES>,
+        gathered: &mut Gathered<TABLES>,
+    ) {
         let [h, w, c] = self.plan.source();
         let len = self.plan.geometry.batch * h * w * c;
         let biased = !self.pixel_sums.is_empty();
@@ -308,7 +336,7 @@ impl Job<'_> {
                 }
             } else {
                 (table, offset) = (gathered.tables, 0);
-                let [first, others @ ..] = &mut gathered.sources;
+                let (first, others) = gathered.sources.split_at_mut(1);
                 let sources = &mut others[table - 1];
                 let zeros = self.pixel_sums.len() as isize - 1;
                 // Which pixel is read; on padding, what follows the last one.
@@ -317,7 +345,7 @@ impl Job<'_> {
                     let (y, x) = (pixels.y[m] + dy, pixels.x[m] + dx);
                     let on_image = (y as usize) < h && (x as usize) < w;
                     inside |= on_image;
-                    let source = first[m].wrapping_offset(step * c as isize);
+                    let source = first[0][m].wrapping_offset(step * c as isize);
                     sources[m] = if on_image { source } else { self.zeros };
                     reads[m] = if on_image { pixels.source[m] + step } else { zeros };
                 }
@@ -348,18 +376,12 @@ impl Job<'_> {
 }
 
 /// Taps that a phase reads: which one, and how many source rows and columns from the pixel at offset 0.
-struct Steps {
-    steps: [[isize; 3]; MAX_TAPS],
+struct Steps<const TABLES: usize> {
+    steps: [[isize; 3]; TABLES],
     len: usize,
 }
 
-impl Default for Steps {
-    fn default() -> Self {
-        Steps { steps: [[0; 3]; MAX_TAPS], len: 0 }
-    }
-}
-
-impl Steps {
+impl<const TABLES: usize> Steps<TABLES> {
     #[inline(always)]
     fn find(&mut self, plan: &Convolution, phase: &Phase, taps: Range<usize>) {
         let [_, kw] = plan.geometry.kernel;
@@ -374,19 +396,19 @@ impl Steps {
 }
 
 /// The taps that a tile reads.
-struct Gathered {
-    taps: [Tap; MAX_TAPS],
+struct Gathered<const TABLES: usize> {
+    taps: [Tap; TABLES],
     /// How many taps there are.
     len: usize,
     /// Where pixels read: for taps inside the image, then for each of the others.
-    sources: [Sources; MAX_TAPS + 1],
+    sources: [Sources; TABLES],
     /// How many of those there are.
     tables: usize,
     /// For each pixel, the sum of all input that its taps read.
     corrections: [i32; MAX_MR],
 }
 
-impl Gathered {
+impl<const TABLES: usize> Gathered<TABLES> {
     fn reads(&self) -> Reads<'_> {
         Reads { taps: &self.taps[..self.len], sources: &self.sources[..self.tables] }
     }
