@@ -263,15 +263,17 @@ impl Engine {
     }
 }
 
+/// Makes room for `len` values, in large pages where the system has them.
+pub(crate) fn resize<T: Clone>(values: &mut Vec<T>, len: usize, value: T) -> Result<(), TryReserveError> {
+    values.try_reserve_exact(len.saturating_sub(values.len()))?;
+    prefer_large_pages(values.spare_capacity_mut());
+    values.resize(len, value);
+    Ok(())
+}
+
 impl Buffers {
     /// Makes room. Packed weights and constants keep their content: their sizes do not depend on the image.
     fn grow(&mut self, sizes: &Sizes) -> Result<(), TryReserveError> {
-        fn resize<T: Clone>(values: &mut Vec<T>, len: usize, value: T) -> Result<(), TryReserveError> {
-            values.try_reserve_exact(len.saturating_sub(values.len()))?;
-            prefer_large_pages(values.spare_capacity_mut());
-            values.resize(len, value);
-            Ok(())
-        }
         resize(&mut self.bytes, sizes.bytes, 0)?;
         resize(&mut self.words, sizes.words, 0)?;
         resize(&mut self.scratch, sizes.scratch, 0)?;

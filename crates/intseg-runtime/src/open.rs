@@ -1,12 +1,12 @@
 //! Reading a model file for one instruction set: weights go from the file into their packed form piece by piece, so that
 //! the two never exist whole at the same time.
 
+use crate::engine::resize;
 use crate::error::ModelError;
 use crate::model::{CHECKSUM, Conv, HEADER, Header, Model, Op, WEIGHT_RANGE};
 use crate::plan::{Held, packing};
 use core::fmt;
 use intseg_kernels::bytes::as_i8;
-use intseg_kernels::large_pages::prefer_large_pages;
 use intseg_kernels::{Context, Convolution, Isa, Line};
 use std::io::{self, Read};
 use std::vec::Vec;
@@ -78,9 +78,7 @@ fn load(
     let model = Model::parse_beginning(file, len, true)?;
     let total = convolutions(&model).map(|(.., convolution)| Held::new(&convolution, ctx.isa, limit).lines).sum();
     let mut packed = Vec::new();
-    packed.try_reserve_exact(total).map_err(io::Error::other)?;
-    prefer_large_pages(packed.spare_capacity_mut());
-    packed.resize(total, Line::ZERO);
+    resize(&mut packed, total, Line::ZERO).map_err(io::Error::other)?;
     let mut rest = &mut packed[..];
     for (index, conv, convolution) in convolutions(&model) {
         let held = Held::new(&convolution, ctx.isa, limit);

@@ -136,7 +136,7 @@ impl WeightGradient {
         match ctx.isa {
             Isa::Scalar => scalar::weight_gradient::run(&self.geometry, ctx, out, taps, input, error, shift),
             #[cfg(target_arch = "x86_64")]
-            _ => self.hand_over(ctx, &Added(Disjoint::new(out)), taps, input, error, shift, scratch),
+            _ => self.hand_over(ctx, &Added(Disjoint::new(out)), Operands { taps, input, error, shift }, scratch),
         }
     }
 
@@ -168,7 +168,7 @@ impl WeightGradient {
         self.check(ctx, [masters.steps.len(), momenta.len()], taps.clone(), input, error, scratch);
         let learnt = Learnt::new(masters, momenta, update, dithers);
         #[cfg(target_arch = "x86_64")]
-        self.hand_over(ctx, &learnt, taps, input, error, 0, scratch);
+        self.hand_over(ctx, &learnt, Operands { taps, input, error, shift: 0 }, scratch);
         learnt.outside()
     }
 
@@ -188,50 +188,36 @@ impl WeightGradient {
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[allow(clippy::too_many_arguments, reason = "the operands of the product")]
-    fn hand_over<R: Receive>(
-        &self,
-        ctx: Context,
-        out: &R,
-        taps: Range<usize>,
-        input: Input,
-        error: &[i8],
-        shift: u32,
-        scratch: &mut [i32],
-    ) {
-        if let Some(plan) = self.shared(ctx, taps.clone()) {
-            let (input, flip) = unsigned(input);
-            return plan.run(ctx, out, input, flip, error, shift, scratch);
+    fn hand_over<R: Receive>(&self, ctx: Context, out: &R, operands: Operands, scratch: &mut [i32]) {
+        if let Some(plan) = self.shared(ctx, operands.taps.clone()) {
+            let (input, flip) = unsigned(operands.input);
+            return plan.run(ctx, out, input, flip, operands.error, operands.shift, scratch);
         }
         match ctx.isa {
             Isa::Scalar => unreachable!("portable code adds sums by itself"),
             Isa::Avx2(isa) => {
-                self.run_with(avx2::convolution::Kernel::new(isa, false), ctx, out, taps, input, error, shift, scratch);
+                self.run_with(avx2::convolution::Kernel::new(isa, false), ctx, out, operands, scratch);
             }
             Isa::Avx512Vnni(isa) => match self.tile() {
-                [14, 32] => self.run_with(Kernel::<14, 2, false>(isa), ctx, out, taps, input, error, shift, scratch),
-                [12, 32] => self.run_with(Kernel::<12, 2, false>(isa), ctx, out, taps, input, error, shift, scratch),
-                [8, 32] => self.run_with(Kernel::<8, 2, false>(isa), ctx, out, taps, input, error, shift, scratch),
-                [14, _] => self.run_with(Kernel::<14, 1, false>(isa), ctx, out, taps, input, error, shift, scratch),
-                [12, _] => self.run_with(Kernel::<12, 1, false>(isa), ctx, out, taps, input, error, shift, scratch),
-                _ => self.run_with(Kernel::<8, 1, false>(isa), ctx, out, taps, input, error, shift, scratch),
+                [14, 32] => self.run_with(Kernel::<14, 2, false>(isa), ctx, out, operands, scratch),
+                [12, 32] => self.run_with(Kernel::<12, 2, false>(isa), ctx, out, operands, scratch),
+                [8, 32] => self.run_with(Kernel::<8, 2, false>(isa), ctx, out, operands, scratch),
+                [14, _] => self.run_with(Kernel::<14, 1, false>(isa), ctx, out, operands, scratch),
+                [12, _] => self.run_with(Kernel::<12, 1, false>(isa), ctx, out, operands, scratch),
+                _ => self.run_with(Kernel::<8, 1, false>(isa), ctx, out, operands, scratch),
             },
         }
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the operands of the product")]
     fn run_with<K: MicroKernel, R: Receive>(
         &self,
         kernel: K,
         ctx: Context,
         out: &R,
-        taps: Range<usize>,
-        input: Input,
-        error: &[i8],
-        shift: u32,
+        operands: Operands,
         scratch: &mut [i32],
     ) {
-        let g = self.geometry;
+        let (Operands { taps, input, error, shift }, g) = (operands, self.geometry);
         let blocks = Blocks::new(&g, [K::MR, K::NR], ctx.pool.threads());
         let scratch = Disjoint::new(scratch);
         let per_tap = blocks.row_blocks * blocks.column_blocks;
@@ -261,6 +247,16 @@ impl WeightGradient {
             }
         });
     }
+}
+
+/// What a weight gradient is made of.
+struct Operands<'a> {
+    /// The taps whose weights' gradient is meant.
+    taps: Range<usize>,
+    input: Input<'a>,
+    error: &'a [i8],
+    /// How far sums are shifted to the left.
+    shift: u32,
 }
 
 /// The output pixels whose source for one tap lies inside the image, a block at a time.
