@@ -30,9 +30,12 @@ pub struct Memory<'m> {
     pub multipliers: &'m mut [i32],
     /// Biases, which [`load`] fills.
     pub biases: &'m mut [i64],
-    /// Reads from the model file, from this byte on: weights that a plan's limit leaves there ([`Plan::weights_limit`]).
-    pub read: Option<&'m (dyn Fn(u64, &mut [i8]) + Sync)>,
+    /// Weights that a plan's limit leaves in the model file ([`Plan::weights_limit`]).
+    pub read: Option<ReadWeights<'m>>,
 }
+
+/// Fills a slice with weights from the model file, beginning with this byte of it.
+pub type ReadWeights<'m> = &'m (dyn Fn(u64, &mut [i8]) + Sync);
 
 impl<'m> Memory<'m> {
     /// Cuts an arena of at least [`Sizes::arena_bytes`]; `None` when it is smaller.

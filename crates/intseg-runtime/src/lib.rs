@@ -43,7 +43,7 @@ pub mod writer;
 #[cfg(feature = "std")]
 pub use engine::{Engine, EngineError, ReadAt};
 pub use error::ModelError;
-pub use execute::{Memory, execute, load};
+pub use execute::{Memory, ReadWeights, execute, load};
 pub use intseg_kernels::resize::Interpolation;
 pub use model::{Conv, Depthwise, Element, Model, Node, Op, Pad, Product, Requantization, Table};
 #[cfg(feature = "std")]
