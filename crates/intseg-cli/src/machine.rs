@@ -27,7 +27,7 @@ impl Machine {
 /// The flag that says how much of a model's weights memory holds.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct HeldWeights {
-    /// Of a layer's weights, keep so many MiB in memory and read the others from the model file for every image: 0 for the
+    /// Of a layer's weights in a model file, keep so many MiB in memory and read the others for every image: 0 for the
     /// least memory, more than any layer has (FCN-8s: 99) for the least time
     #[arg(long, value_name = "MIB", default_value_t = (WEIGHTS_LIMIT >> 20) as u32)]
     held_weights: u32,

@@ -74,6 +74,22 @@ fn predict_writes_indexed_masks_and_overlays_under_the_images_names() {
 }
 
 #[test]
+fn masks_do_not_depend_on_how_much_of_the_weights_memory_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let [photo, model] = ["photo.jpg", "vgg.iseg"].map(|name| dir.path().join(name).to_str().unwrap().to_owned());
+    std::fs::write(&photo, JPEG).unwrap();
+    let arch = ["bench", "--arch", "fcn8s-vgg16", "--width", "0.1", "--classes", "6", "--save", &model];
+    intseg(arch).ok();
+    let masks = ["0", "1", "64"].map(|held| {
+        let out = dir.path().join(held);
+        let command = ["predict", "--model", &model, "--input", &photo, "--output", out.to_str().unwrap()];
+        intseg(command.into_iter().chain(["--held-weights", held])).ok();
+        std::fs::read(out.join("photo.png")).unwrap()
+    });
+    assert!(masks[0] == masks[1] && masks[1] == masks[2]);
+}
+
+#[test]
 fn inspect_counts_what_architecture_and_model_do() {
     let arch = intseg(["inspect", "--arch", "deeplabv3-resnet50", "--size", "513x513", "--json"]).json();
     assert_eq!((arch["macs"].as_u64().unwrap() + 500_000) / 1_000_000, 168_653);
