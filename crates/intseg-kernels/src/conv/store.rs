@@ -1,5 +1,6 @@
 //! What becomes of a finished tile of accumulators while it is in cache.
 
+use super::gather::{MAX_TILE, Sums};
 use super::{Addend, Line, Output, OutputData, Requantizer};
 use crate::Isa;
 #[cfg(target_arch = "x86_64")]
@@ -64,6 +65,32 @@ impl Store for Partial<'_> {
             let out = unsafe { self.0.out.piece(at, at + channels) };
             out.iter_mut().zip(&values[..channels]).for_each(|(out, value)| *out = out.wrapping_add(*value));
         }
+    }
+}
+
+/// Adds those that are there to the sums, and hands them on.
+pub(crate) struct Last<'a, S> {
+    pub sums: &'a [i32],
+    pub channels: usize,
+    pub store: &'a S,
+}
+
+impl<S: Store> Store for Last<'_, S> {
+    #[inline(always)]
+    fn prepare(&self, pixels: &[usize], first: usize, channels: usize) {
+        self.store.prepare(pixels, first, channels);
+    }
+
+    #[inline(always)]
+    unsafe fn store(&self, sums: &[i32], row: usize, pixels: &[usize], first: usize, channels: usize) {
+        let mut all = Sums([0; MAX_TILE]);
+        for ((all, values), pixel) in all.0.chunks_mut(row).zip(sums.chunks(row)).zip(pixels) {
+            let others = &self.sums[pixel * self.channels + first..][..channels];
+            let values = values[..channels].iter().zip(others);
+            all.iter_mut().zip(values).for_each(|(all, (value, other))| *all = value.wrapping_add(*other));
+        }
+        // SAFETY: the caller's promise is handed on.
+        unsafe { self.store.store(&all.0[..sums.len()], row, pixels, first, channels) };
     }
 }
 

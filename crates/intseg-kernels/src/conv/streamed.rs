@@ -4,23 +4,20 @@
 //! memory but the copy out of the system's cache of the file, and packing on the way.
 
 use super::pack::Part;
-use super::store::{Accumulators, Partial, Store};
+use super::store::{Accumulators, Last, Partial, Requantized};
 use super::{Conv2d, Convolution, Direction, Input, Line, Output, Requantizer};
 use crate::bytes::as_i8_mut;
 use crate::pool::Disjoint;
 use crate::{Context, Isa};
-use core::array::from_fn;
 use core::ops::Range;
 
 /// Bytes of packed weights that are read before they are used, at least one tap: they stay in the last-level cache.
-const CHUNK: usize = if cfg!(test) { 12 << 10 } else { 4 << 20 };
+const CHUNK: usize = if cfg!(test) { 12 << 10 } else { 8 << 20 };
 /// Bytes that a thread reads at once, at least four rows: they stay in its second-level cache until they are packed.
 const PIECE: usize = if cfg!(test) { 1 << 10 } else { 128 << 10 };
 /// Groups of four rows that are packed at once: rows of a few thousand channels all fall into the same sets of the
 /// first-level cache, which keeps this many of their lines until the panel beside it needs them.
 const GROUPS: usize = 2;
-/// Pixels that are requantised at once.
-const PIXELS: usize = 16;
 
 /// The weights of a convolution that does not hold all of them.
 #[derive(Clone, Copy)]
@@ -93,49 +90,51 @@ impl Convolution {
         assert!(self.streams(ctx.isa) && held <= self.taps(), "a convolution whose weights can be streamed");
         assert_eq!(packed.len(), self.part(held).packed_len(ctx.isa), "packed weights");
         assert!(scratch.len() >= self.streamed_scratch_len(ctx), "scratch");
-        let c_out = self.geometry.c_out;
         let (prepared, scratch) = scratch.split_at_mut(self.prepared_len(ctx));
         let store = self.requantized(ctx, out, requantizer, prepared);
         let (own, scratch) = scratch.split_at_mut(self.sums_scratch_len(ctx));
         let (sums, scratch) = scratch.split_at_mut(self.geometry.output_len());
         let (pieces, chunk) = Line::in_words(scratch).split_at_mut(ctx.pool.threads() * self.piece_lines());
-        sums.fill(0);
-        self.add(ctx, sums, 0..held, input, packed, own);
+        if held > 0 {
+            self.add(ctx, &store, sums, 0..held, input, packed, own);
+        }
         for first in (held..self.taps()).step_by(self.chunk(ctx.isa)) {
             let taps = first..self.taps().min(first + self.chunk(ctx.isa));
             let packed = &mut chunk[..self.part(taps.len()).packed_len(ctx.isa)];
             self.fetch(ctx, taps.clone(), packed, pieces, read);
-            self.add(ctx, sums, taps, input, packed, own);
+            self.add(ctx, &store, sums, taps, input, packed, own);
         }
-        let sums = &*sums;
-        let pixels = sums.len() / c_out;
-        ctx.pool.run(pixels.div_ceil(PIXELS), &|task, _| {
-            let first = task * PIXELS;
-            let list: [usize; PIXELS] = from_fn(|k| first + k);
-            let list = &list[..PIXELS.min(pixels - first)];
-            // SAFETY: tasks have disjoint pixels.
-            unsafe { store.store(&sums[first * c_out..][..list.len() * c_out], c_out, list, 0, c_out) };
-        });
     }
 
-    /// Adds what some taps contribute, whose weights alone `packed` has.
+    /// Adds what some taps contribute, whose weights alone `packed` has: the first ones begin the sums, and those of the
+    /// last ones go on to `store`.
+    #[allow(clippy::too_many_arguments, reason = "a convolution's operands, and which of its taps")]
     fn add(
         &self,
         ctx: Context,
+        store: &Requantized,
         sums: &mut [i32],
         taps: Range<usize>,
         input: Input,
         packed: &[Line],
         scratch: &mut [i32],
     ) {
-        if taps.is_empty() {
-            return;
-        }
-        let store = Partial(Accumulators::new(sums, self.geometry.c_out));
+        let channels = self.geometry.c_out;
         #[cfg(target_arch = "x86_64")]
-        self.gather(ctx, taps, &store, input, packed, scratch);
+        match (taps.start == 0, taps.end == self.taps()) {
+            (true, true) => self.gather(ctx, taps, store, input, packed, scratch),
+            (true, false) => self.gather(ctx, taps, &Accumulators::new(sums, channels), input, packed, scratch),
+            (false, false) => {
+                let store = Partial(Accumulators::new(sums, channels));
+                self.gather(ctx, taps, &store, input, packed, scratch);
+            }
+            (false, true) => self.gather(ctx, taps, &Last { sums, channels, store }, input, packed, scratch),
+        }
         #[cfg(not(target_arch = "x86_64"))]
-        let _ = (ctx, store, input, packed, scratch);
+        {
+            let _ = (ctx, store, sums, input, packed, scratch, channels);
+            unreachable!("portable code holds the weights of {taps:?}");
+        }
     }
 
     /// Reads and packs the weights of some taps.
