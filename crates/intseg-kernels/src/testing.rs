@@ -1,6 +1,8 @@
 //! What the crate's tests share.
 
-use crate::Pool;
+use crate::{Conv2d, Pool};
+use core::ops::Range;
+use proptest::prelude::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A pool of that many threads, made anew for each run.
@@ -34,4 +36,29 @@ impl Pool for Threads {
 pub fn random(len: usize, tensor: u32, bits: u32) -> std::vec::Vec<i32> {
     let d = crate::Dither::new(9, 0, tensor, crate::Role::Initial);
     (0..len).map(|i| (d.at(i) as i32) >> (32 - bits)).collect()
+}
+
+/// Convolutions that have an output: ranges of their batch, of their sides and of their channels, `(c_in, c_out)`, and the
+/// largest kernel, stride, dilation and padding along an axis.
+pub fn geometry(
+    batch: Range<usize>,
+    sides: Range<usize>,
+    channels: impl Strategy<Value = (usize, usize)>,
+    [kernel, stride, dilation, padding]: [usize; 4],
+) -> impl Strategy<Value = Conv2d> {
+    let pair = |least: usize, most: usize| (least..=most, least..=most).prop_map(|(a, b)| [a, b]);
+    let sizes = (batch, sides.clone(), sides, channels);
+    (sizes, pair(1, kernel), pair(1, stride), pair(1, dilation), pair(0, padding))
+        .prop_map(|((batch, in_h, in_w, (c_in, c_out)), kernel, stride, dilation, padding)| Conv2d {
+            batch,
+            in_h,
+            in_w,
+            c_in,
+            c_out,
+            kernel,
+            stride,
+            dilation,
+            padding,
+        })
+        .prop_filter("has an output", |g| g.output_size().is_some())
 }

@@ -7,7 +7,7 @@ use super::{
 use crate::masters::{WeightMasters, parted};
 use crate::requantize::Contribution;
 use crate::sgd::{self, Update};
-use crate::testing::{Threads, random};
+use crate::testing::{self, Threads, random};
 use crate::{Context, Dither, Isa, Role};
 use proptest::prelude::*;
 use std::vec;
@@ -31,21 +31,7 @@ fn bytes(len: usize, fill: Fill, tensor: u32, low: i64, high: i64) -> Vec<i64> {
 }
 
 fn geometry() -> impl Strategy<Value = Conv2d> {
-    let pair = |range: core::ops::RangeInclusive<usize>| (range.clone(), range).prop_map(|(a, b)| [a, b]);
-    let sizes = (1..6usize, 1..18usize, 1..18usize, 1..70usize, 1..70usize);
-    (sizes, pair(1..=5), pair(1..=3), pair(1..=4), pair(0..=6))
-        .prop_map(|((batch, in_h, in_w, c_in, c_out), kernel, stride, dilation, padding)| Conv2d {
-            batch,
-            in_h,
-            in_w,
-            c_in,
-            c_out,
-            kernel,
-            stride,
-            dilation,
-            padding,
-        })
-        .prop_filter("has an output", |g| g.output_size().is_some())
+    testing::geometry(1..6, 1..18, (1..70usize, 1..70usize), [5, 3, 4, 6])
 }
 
 fn contexts() -> impl Iterator<Item = (Isa, Threads)> {
