@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Bytes of a layer's weights that [`Predictor::load`] keeps. Of common networks, VGG's first fully connected layer alone has
-/// more: 103 MB, which a prediction uses once. Reading a third of them from the system's cache costs it 4 to 7 % of its time.
+/// more: 103 MB, which a prediction uses once. Reading a third of them from the system's cache costs it 1 to 12 % of its time.
 pub const WEIGHTS_LIMIT: usize = 64 << 20;
 
 /// Why a model cannot be used.
