@@ -59,6 +59,64 @@ pub(crate) fn interleave_row(
     }
 }
 
+/// `out[pitch·i + lane] = rows[lane][4·i..4·i + 4]`, with bits flipped: whole words alone. Behind the last there may be fewer
+/// than `pitch` words.
+///
+/// # Panics
+/// When `out` is too short, a row shorter than the first, or `pitch` below 4.
+#[inline(always)]
+pub(crate) fn transpose_words(out: &mut [[u8; 4]], pitch: usize, rows: [&[u8]; 4], flip: u32) {
+    let [a, b, c, d] = rows;
+    let words = a.len() / 4;
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
+    let mut done = 0;
+    #[cfg(target_arch = "x86_64")]
+    {
+        let ([a, b], [c, d]) = ([chunks(a), chunks(b)], [chunks(c), chunks(d)]);
+        for (((a, b), c), d) in a.iter().zip(b).zip(c).zip(d) {
+            transpose_16(&mut out[done * pitch..][..3 * pitch + 4], pitch, [a, b, c, d], flip);
+            done += 4;
+        }
+    }
+    for i in done..words {
+        for (out, row) in out[i * pitch..][..4].iter_mut().zip(rows) {
+            let word = row[4 * i..].first_chunk().map_or(0, |word| u32::from_ne_bytes(*word));
+            *out = (word ^ flip).to_ne_bytes();
+        }
+    }
+}
+
+/// Four words of four rows.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn transpose_16(out: &mut [[u8; 4]], pitch: usize, rows: [&[u8; 16]; 4], flip: u32) {
+    use core::arch::x86_64::{
+        _mm_loadu_si128, _mm_set1_epi32, _mm_storeu_si128, _mm_unpackhi_epi32, _mm_unpackhi_epi64, _mm_unpacklo_epi32,
+        _mm_unpacklo_epi64, _mm_xor_si128,
+    };
+    // SAFETY: SSE2 is part of every x86-64; rows and what is written are 16 bytes.
+    unsafe {
+        let [a, b, c, d] = rows;
+        let (a, b) = (_mm_loadu_si128(a.as_ptr().cast()), _mm_loadu_si128(b.as_ptr().cast()));
+        let (c, d) = (_mm_loadu_si128(c.as_ptr().cast()), _mm_loadu_si128(d.as_ptr().cast()));
+        let flip = _mm_set1_epi32(flip as i32);
+        let (ab, cd) = (
+            [_mm_unpacklo_epi32(a, b), _mm_unpackhi_epi32(a, b)],
+            [_mm_unpacklo_epi32(c, d), _mm_unpackhi_epi32(c, d)],
+        );
+        let words = [
+            _mm_unpacklo_epi64(ab[0], cd[0]),
+            _mm_unpackhi_epi64(ab[0], cd[0]),
+            _mm_unpacklo_epi64(ab[1], cd[1]),
+            _mm_unpackhi_epi64(ab[1], cd[1]),
+        ];
+        for (out, four) in out.chunks_mut(pitch).zip(words) {
+            let out: &mut [[u8; 4]; 4] = out.first_chunk_mut().expect("rows of words are four apart");
+            _mm_storeu_si128(out.as_mut_ptr().cast(), _mm_xor_si128(four, flip));
+        }
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn chunks(row: &[u8]) -> &[[u8; 16]] {

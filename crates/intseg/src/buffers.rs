@@ -3,6 +3,62 @@
 use crate::tensor::{Mantissas, Tensor};
 use intseg_kernels::large_pages::prefer_large_pages;
 use std::cell::RefCell;
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+
+/// Values in memory that a step after this one uses again: the first `len` of those that were ever written. All of them
+/// stay initialised, so that a longer tensor in the same memory has nothing to fill.
+#[derive(Default)]
+pub struct Buffer<T> {
+    values: Vec<T>,
+    len: usize,
+}
+
+impl<T> From<Vec<T>> for Buffer<T> {
+    fn from(values: Vec<T>) -> Self {
+        Buffer { len: values.len(), values }
+    }
+}
+
+impl<T> FromIterator<T> for Buffer<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(values: I) -> Self {
+        Vec::from_iter(values).into()
+    }
+}
+
+impl<T> Deref for Buffer<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.values[..self.len]
+    }
+}
+
+impl<T> DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.values[..self.len]
+    }
+}
+
+impl<T: Clone> Clone for Buffer<T> {
+    fn clone(&self) -> Self {
+        self.to_vec().into()
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self[..].fmt(f)
+    }
+}
+
+impl<T: PartialEq> PartialEq for Buffer<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self[..] == other[..]
+    }
+}
+
+impl<T: Eq> Eq for Buffer<T> {}
 
 /// Buffers that were used before and are free now. After the first step of a run every `take` finds one, so a steady
 /// step allocates nothing. What a buffer holds when it is taken is unspecified.
@@ -19,7 +75,7 @@ pub struct Buffers {
 /// buffer that the next large one then allocates anew.
 const WASTE: usize = 2;
 
-struct Shelf<T>(RefCell<Vec<Vec<T>>>);
+struct Shelf<T>(RefCell<Vec<Buffer<T>>>);
 
 impl<T> Default for Shelf<T> {
     fn default() -> Self {
@@ -31,25 +87,25 @@ impl<T: Copy + Default> Shelf<T> {
     /// The smallest free buffer that is large enough, but not one of many times the size, which a larger request will
     /// want. Else a new one in place of the largest that is too small: growing that would copy its content, and keeping
     /// it would leave a buffer of every size that ever was too small.
-    fn take(&self, len: usize) -> Vec<T> {
+    fn take(&self, len: usize) -> Buffer<T> {
         let mut free = self.0.borrow_mut();
-        let capacity = |i: &usize| free[*i].capacity();
+        let capacity = |i: &usize| free[*i].values.len();
         let fits = (0..free.len()).filter(|i| (len..=len.saturating_mul(WASTE)).contains(&capacity(i)));
         let fit = fits.min_by_key(capacity);
         let small = || (0..free.len()).filter(|i| capacity(i) < len).max_by_key(capacity);
-        let mut buffer = match fit.or_else(small).map(|i| free.swap_remove(i)) {
-            Some(fit) if fit.capacity() >= len => fit,
+        match fit.or_else(small).map(|i| free.swap_remove(i)) {
+            Some(Buffer { values, .. }) if values.len() >= len => Buffer { values, len },
             small => {
                 drop(small);
-                with_room(len)
+                let mut values = with_room(len);
+                values.resize(len, T::default());
+                values.into()
             }
-        };
-        buffer.resize(len, T::default());
-        buffer
+        }
     }
 
-    fn give(&self, buffer: Vec<T>) {
-        if buffer.capacity() > 0 {
+    fn give(&self, buffer: Buffer<T>) {
+        if !buffer.values.is_empty() {
             self.0.borrow_mut().push(buffer);
         }
     }
@@ -57,58 +113,58 @@ impl<T: Copy + Default> Shelf<T> {
 
 impl Buffers {
     /// A buffer of `len` bytes.
-    pub fn take_u8(&self, len: usize) -> Vec<u8> {
+    pub fn take_u8(&self, len: usize) -> Buffer<u8> {
         self.u8.take(len)
     }
 
     /// A buffer of `len` signed bytes.
-    pub fn take_i8(&self, len: usize) -> Vec<i8> {
+    pub fn take_i8(&self, len: usize) -> Buffer<i8> {
         self.i8.take(len)
     }
 
     /// A buffer of `len` 16-bit integers.
-    pub fn take_i16(&self, len: usize) -> Vec<i16> {
+    pub fn take_i16(&self, len: usize) -> Buffer<i16> {
         self.i16.take(len)
     }
 
     /// A buffer of `len` 32-bit integers.
-    pub fn take_i32(&self, len: usize) -> Vec<i32> {
+    pub fn take_i32(&self, len: usize) -> Buffer<i32> {
         self.i32.take(len)
     }
 
     /// A buffer of `len` 64-bit integers.
-    pub fn take_i64(&self, len: usize) -> Vec<i64> {
+    pub fn take_i64(&self, len: usize) -> Buffer<i64> {
         self.i64.take(len)
     }
 
     /// Takes back bytes.
-    pub fn give_u8(&self, buffer: Vec<u8>) {
+    pub fn give_u8(&self, buffer: Buffer<u8>) {
         self.u8.give(buffer);
     }
 
     /// Takes back signed bytes.
-    pub fn give_i8(&self, buffer: Vec<i8>) {
+    pub fn give_i8(&self, buffer: Buffer<i8>) {
         self.i8.give(buffer);
     }
 
     /// Takes back 16-bit integers.
-    pub fn give_i16(&self, buffer: Vec<i16>) {
+    pub fn give_i16(&self, buffer: Buffer<i16>) {
         self.i16.give(buffer);
     }
 
     /// Takes back 32-bit integers.
-    pub fn give_i32(&self, buffer: Vec<i32>) {
+    pub fn give_i32(&self, buffer: Buffer<i32>) {
         self.i32.give(buffer);
     }
 
     /// Takes back 64-bit integers.
-    pub fn give_i64(&self, buffer: Vec<i64>) {
+    pub fn give_i64(&self, buffer: Buffer<i64>) {
         self.i64.give(buffer);
     }
 
     /// A copy of a tensor.
     pub fn copy(&self, tensor: &Tensor) -> Tensor {
-        fn copied<T: Copy + Default>(shelf: &Shelf<T>, values: &[T]) -> Vec<T> {
+        fn copied<T: Copy + Default>(shelf: &Shelf<T>, values: &[T]) -> Buffer<T> {
             let mut copy = shelf.take(values.len());
             copy.copy_from_slice(values);
             copy
@@ -154,6 +210,20 @@ mod tests {
         buffers.give_i32(small);
         let again = buffers.take_i32(8);
         assert_eq!(again.as_ptr(), at);
+    }
+
+    #[test]
+    fn memory_that_served_a_shorter_tensor_has_nothing_to_fill_for_a_longer_one() {
+        let buffers = Buffers::default();
+        let mut long = buffers.take_i8(100);
+        long.fill(7);
+        let at = long.as_ptr();
+        buffers.give_i8(long);
+        let short = buffers.take_i8(60);
+        assert_eq!((short.as_ptr(), &*short), (at, &[7; 60][..]));
+        buffers.give_i8(short);
+        let again = buffers.take_i8(100);
+        assert_eq!((again.as_ptr(), &*again), (at, &[7; 100][..]));
     }
 
     #[test]

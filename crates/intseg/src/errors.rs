@@ -108,13 +108,13 @@ mod tests {
                 node: 3,
             };
             let output = match wide {
-                true => Tensor::i16(shape, 0, vec![0; shape.len()]),
-                false => Tensor::u8(shape, 0, vec![0; shape.len()]),
+                true => Tensor::i16(shape, 0, vec![0; shape.len()].into()),
+                false => Tensor::u8(shape, 0, vec![0; shape.len()].into()),
             };
             let (mut apart, mut together) = (Pending::default(), Pending::default());
             // Something else is among them.
             for pending in [&mut apart, &mut together] {
-                pending.parts.push(Tensor::i8(shape, -9, vec![-100; shape.len()]));
+                pending.parts.push(Tensor::i8(shape, -9, vec![-100; shape.len()].into()));
             }
             for k in 0..4 {
                 apart.parts.push(part(k));

@@ -136,7 +136,7 @@ mod tests {
 
     fn exponent(values: Vec<u8>) -> Option<i32> {
         let mut counted = Values::default();
-        counted.count(&Tensor::u8(Shape::new(1, 1, 1, values.len()), -5, values));
+        counted.count(&Tensor::u8(Shape::new(1, 1, 1, values.len()), -5, values.into()));
         counted.exponent(8)
     }
 

@@ -1,6 +1,6 @@
 //! Trained parameters: the integers in use, their masters and their momentum.
 
-use crate::buffers::with_room;
+use crate::buffers::{Buffer, with_room};
 use crate::masters::Masters;
 use crate::ops::Step;
 use intseg_kernels::conv::Sum;
@@ -51,7 +51,7 @@ pub struct Parameter {
     /// Mean of the masters after some steps, on their grid; empty before the first of these steps.
     pub mean: Masters,
     /// Exact gradient sums of this step; empty once they are used.
-    pub gradient: Vec<i64>,
+    pub gradient: Buffer<i64>,
     /// `gradient` is in units of `2^gradient_exponent`.
     pub gradient_exponent: i32,
     /// Masters that the last update left outside the grid.
@@ -94,7 +94,7 @@ impl Parameter {
             momentum,
             mean: Masters::none(kind),
             master,
-            gradient: Vec::new(),
+            gradient: Buffer::default(),
             gradient_exponent: 0,
             saturated: 0,
         }
@@ -305,7 +305,7 @@ mod tests {
         let start = p.clone();
         let rate = Rate::new(1 << 26, 1 << 8, 0, 29_491);
         for number in 0..200 {
-            p.gradient = vec![3; 400];
+            p.gradient = vec![3; 400].into();
             p.gradient_exponent = -15;
             p.update(&step(&buffers, number), 0, &rate);
         }
@@ -327,7 +327,7 @@ mod tests {
         let rate = Rate::new(1 << 30, 1 << 8, 1 << 25, 29_491);
         let before: i64 = p.master.iter().map(|m| i64::from(m.unsigned_abs())).sum();
         for number in 0..400 {
-            p.gradient = vec![0; 64];
+            p.gradient = vec![0; 64].into();
             p.update(
                 &step(&buffers, number),
                 0,
@@ -337,7 +337,7 @@ mod tests {
         let after: i64 = p.master.iter().map(|m| i64::from(m.unsigned_abs())).sum();
         assert!(after < before / 2, "{after} of {before}");
         for number in 400..2000 {
-            p.gradient = vec![0; 64];
+            p.gradient = vec![0; 64].into();
             p.update(&step(&buffers, number), 0, &Rate { decay_q40: 0, ..rate });
         }
         assert!(p.momentum.iter().all(|v| v.abs() <= 1), "{:?}", p.momentum);
@@ -349,7 +349,7 @@ mod tests {
         let mut p = Parameter::he_normal("w", [1, 1, 8, 8], Dither::new(0, 0, 0, Role::Initial));
         p.master.set(0, (127 << 16) + 9000);
         let (exponent, masters) = (p.exponent, p.master.clone());
-        p.gradient = vec![0; 64];
+        p.gradient = vec![0; 64].into();
         p.update(&step(&buffers, 0), 0, &Rate::new(1, 1 << 8, 0, 0));
         assert_eq!(p.exponent, exponent + 1);
         assert!(p.master.iter().zip(masters.iter()).all(|(now, then)| (2 * now - then).abs() <= 1));

@@ -1,5 +1,6 @@
 //! Quantised tensors: integer mantissas with one power-of-two exponent.
 
+use crate::buffers::Buffer;
 use std::fmt;
 
 /// The shape of an activation, `[N, H, W, C]`.
@@ -52,13 +53,13 @@ impl fmt::Display for Shape {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mantissas {
     /// Activations after ReLU, 0..=255.
-    U8(Vec<u8>),
+    U8(Buffer<u8>),
     /// Other activations and errors, −127..=127.
-    I8(Vec<i8>),
+    I8(Buffer<i8>),
     /// Residual streams, logits, 16-bit errors, ±32767.
-    I16(Vec<i16>),
+    I16(Buffer<i16>),
     /// Accumulators.
-    I32(Vec<i32>),
+    I32(Buffer<i32>),
 }
 
 /// A quantised tensor: `value = mantissa · 2^exponent`.
@@ -74,25 +75,25 @@ pub struct Tensor {
 
 impl Tensor {
     /// A tensor of unsigned 8-bit mantissas.
-    pub fn u8(shape: Shape, exponent: i32, mantissas: Vec<u8>) -> Self {
+    pub fn u8(shape: Shape, exponent: i32, mantissas: Buffer<u8>) -> Self {
         debug_assert_eq!(shape.len(), mantissas.len());
         Tensor { shape, exponent, mantissas: Mantissas::U8(mantissas) }
     }
 
     /// A tensor of signed 8-bit mantissas.
-    pub fn i8(shape: Shape, exponent: i32, mantissas: Vec<i8>) -> Self {
+    pub fn i8(shape: Shape, exponent: i32, mantissas: Buffer<i8>) -> Self {
         debug_assert_eq!(shape.len(), mantissas.len());
         Tensor { shape, exponent, mantissas: Mantissas::I8(mantissas) }
     }
 
     /// A tensor of 16-bit mantissas.
-    pub fn i16(shape: Shape, exponent: i32, mantissas: Vec<i16>) -> Self {
+    pub fn i16(shape: Shape, exponent: i32, mantissas: Buffer<i16>) -> Self {
         debug_assert_eq!(shape.len(), mantissas.len());
         Tensor { shape, exponent, mantissas: Mantissas::I16(mantissas) }
     }
 
     /// A tensor of 32-bit mantissas.
-    pub fn i32(shape: Shape, exponent: i32, mantissas: Vec<i32>) -> Self {
+    pub fn i32(shape: Shape, exponent: i32, mantissas: Buffer<i32>) -> Self {
         debug_assert_eq!(shape.len(), mantissas.len());
         Tensor { shape, exponent, mantissas: Mantissas::I32(mantissas) }
     }

@@ -3,9 +3,9 @@
 
 use super::{Convolution, Direction, Line};
 use crate::bytes::as_u8;
-use crate::interleave::interleave;
 #[cfg(target_arch = "x86_64")]
 use crate::interleave::interleave_32;
+use crate::interleave::{interleave, transpose_words};
 use crate::pool::Disjoint;
 use crate::vector::LANES;
 use crate::{Context, Isa};
@@ -145,20 +145,15 @@ impl Part<'_> {
         let words = Line::bytes_mut(unsafe { self.lines(panel, 0..c.div_ceil(4)) }).as_chunks_mut::<4>().0;
         let row = |k: usize| &weights[(panel * self.nr + k) * c..][..c];
         let channels = target.saturating_sub(panel * self.nr).min(self.nr);
-        let flipped = |four: &[u8; 4]| four.map(|byte| byte ^ self.flip);
+        let flip = u32::from_ne_bytes([self.flip; 4]);
         // Four channels at a time: words are written beside each other, which is what takes the time.
         let together = channels / 4 * 4;
         for k in (0..together).step_by(4) {
-            let [a, b, c, d] = [0, 1, 2, 3].map(|next| row(k + next).as_chunks::<4>().0);
-            let fours = a.iter().zip(b).zip(c.iter().zip(d));
-            for (out, ((a, b), (c, d))) in words.chunks_exact_mut(self.nr).zip(fours) {
-                let out: &mut [[u8; 4]; 4] = (&mut out[k..k + 4]).try_into().expect("four words");
-                *out = [a, b, c, d].map(flipped);
-            }
+            transpose_words(&mut words[k..], self.nr, [row(k), row(k + 1), row(k + 2), row(k + 3)], flip);
         }
         for k in together..channels {
             for (out, four) in words.chunks_exact_mut(self.nr).zip(row(k).as_chunks::<4>().0) {
-                out[k] = flipped(four);
+                out[k] = (u32::from_ne_bytes(*four) ^ flip).to_ne_bytes();
             }
         }
         if let Some(last) = (c % 4 > 0).then(|| words.len() - self.nr) {

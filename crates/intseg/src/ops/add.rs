@@ -98,8 +98,8 @@ mod tests {
     fn exponents_are_aligned_exactly() {
         let buffers = Buffers::default();
         let shape = Shape::new(1, 1, 1, 4);
-        let a = Tensor::i16(shape, -3, vec![1000, -5, 7, 0]);
-        let b = Tensor::u8(shape, -1, vec![255, 1, 0, 3]);
+        let a = Tensor::i16(shape, -3, vec![1000, -5, 7, 0].into());
+        let b = Tensor::u8(shape, -1, vec![255, 1, 0, 3].into());
         let sum = Add::new(false).forward(&step(&buffers), &[&a, &b]);
         assert_eq!((sum.exponent, sum.to_i64()), (-3, vec![2020, -1, 7, 12]));
         let relu = Add::new(true).forward(&step(&buffers), &[&a, &b]);
@@ -111,10 +111,10 @@ mod tests {
     fn the_error_reaches_both_inputs_where_relu_let_through() {
         let buffers = Buffers::default();
         let shape = Shape::new(1, 1, 1, 3);
-        let out = Tensor::u8(shape, 0, vec![0, 1, 200]);
-        let error = Tensor::i8(shape, -4, vec![9, -9, 5]);
+        let out = Tensor::u8(shape, 0, vec![0, 1, 200].into());
+        let error = Tensor::i8(shape, -4, vec![9, -9, 5].into());
         let parts = Add::new(true).backward(&step(&buffers), &[&out, &out], &out, error, &[true, true]);
-        let want = Tensor::i8(shape, -4, vec![0, -9, 5]);
+        let want = Tensor::i8(shape, -4, vec![0, -9, 5].into());
         assert_eq!(parts, [Some(want.clone()), Some(want)]);
     }
 }

@@ -1,6 +1,7 @@
 //! Global average pooling: one integer division a channel.
 
 use super::{Operator, Step};
+use crate::buffers::Buffer;
 use crate::tensor::{Mantissas, Shape, Tensor};
 use intseg_kernels::average_pool::channel_sums;
 use intseg_kernels::requantize::shift_for;
@@ -15,7 +16,7 @@ pub struct GlobalAveragePool;
 
 impl GlobalAveragePool {
     /// The sums over all positions, `[N, C]`.
-    pub fn sums(step: &Step, input: &Tensor) -> Vec<i64> {
+    pub fn sums(step: &Step, input: &Tensor) -> Buffer<i64> {
         let Mantissas::U8(values) = &input.mantissas else { unreachable!("average pooling reads activations") };
         let Shape { n, h, w, c } = input.shape;
         let mut sums = step.buffers.take_i64(n * c);
@@ -34,7 +35,7 @@ impl Operator for GlobalAveragePool {
         let shift = shift_for(largest as u64, step.bits.a);
         let high = (1 << step.bits.a) - 1;
         let mut out = step.buffers.take_u8(n * c);
-        for (out, &mean) in out.iter_mut().zip(&sums) {
+        for (out, &mean) in out.iter_mut().zip(&*sums) {
             *out = divide_half_even(mean, 1 << shift).min(high) as u8;
         }
         step.buffers.give_i64(sums);
@@ -99,8 +100,8 @@ mod tests {
             assert!((got - want).abs() <= 0.51 * 2f64.powi(out.exponent), "{got} {want}");
         }
         for error in [
-            Tensor::i8(out.shape, 2, vec![127, -5, 0, 1, 99, -127]),
-            Tensor::i16(out.shape, -6, vec![32_512, 3, -9000, 1, 0, 7]),
+            Tensor::i8(out.shape, 2, vec![127, -5, 0, 1, 99, -127].into()),
+            Tensor::i16(out.shape, -6, vec![32_512, 3, -9000, 1, 0, 7].into()),
         ] {
             let want: Vec<f64> = error.to_i64().iter().map(|&e| e as f64 * 2f64.powi(error.exponent) / 35.0).collect();
             let back = GlobalAveragePool.backward(&step, &[&input], &out, error, &[true]).remove(0).expect("an error");

@@ -7,15 +7,17 @@
 
 use super::adoption::Adoption;
 use super::{Operator, Step};
+use crate::buffers::Buffer;
 use crate::masters::Masters;
 use crate::parameter::Parameter;
 use crate::tensor::{Mantissas, Shape, Tensor};
 use intseg_kernels::batch_norm::{
     self as kernels, Channel, ChannelGroup, ErrorStatistics, GradientGroup, Gradients, Rounding, wide,
 };
+use intseg_kernels::pool::for_each_piece;
 use intseg_kernels::round::{bit_length, stochastic_i64};
 use intseg_kernels::vector::LANES;
-use intseg_kernels::{Dither, Role, requantize};
+use intseg_kernels::{Context, Dither, Role, requantize};
 
 /// √(π/2) in units of 2^-14: under it σ is the standard deviation of normally distributed values.
 const C_Q14: i64 = 20_534;
@@ -51,7 +53,7 @@ pub fn sigma(deviation_q24: i64) -> i64 {
 
 /// What backward needs of forward.
 struct Saved {
-    x_hat: Vec<i16>,
+    x_hat: Buffer<i16>,
     constants: Vec<ChannelGroup>,
     /// γ as used, in units of 2^-12.
     gamma: Vec<i32>,
@@ -150,12 +152,11 @@ impl BatchNorm {
         let sigma_q8: Vec<i64> = deviations.iter().map(|&s| ((s.max(guard) * C_Q14) >> 14).max(1)).collect();
         let gamma: Vec<i32> = (0..count).map(|k| self.gamma.in_use_affine(k, step.bits.gamma)).collect();
         let coarse = 16 - step.bits.bn_x;
-        let channels: Vec<Channel> = (0..count)
-            .map(|k| {
-                let beta_q23 = self.beta.in_use_affine(k, step.bits.beta) << (Z_BITS - 12);
-                Channel::new(means[k], sigma_q8[k], gamma[k], beta_q23, coarse)
-            })
-            .collect();
+        let (beta, beta_bits) = (&self.beta, step.bits.beta);
+        let channels: Vec<Channel> = for_each_channel(ctx, count, |k| {
+            let beta_q23 = beta.in_use_affine(k, beta_bits) << (Z_BITS - 12);
+            Channel::new(means[k], sigma_q8[k], gamma[k], beta_q23, coarse)
+        });
         // γ·x̂ + β is monotone in y, so its extremes are those of y's.
         let z = |channel: &Channel, y: i32| channel.scale(channel.normalize(y, coarse));
         let ends = channels.iter().zip(&ends).flat_map(|(c, &(a, b))| [z(c, a), z(c, b)]);
@@ -229,7 +230,7 @@ impl BatchNorm {
         }
         (self.beta.gradient, self.beta.gradient_exponent) = (beta, exponent);
         (self.gamma.gradient, self.gamma.gradient_exponent) = (gamma, exponent - X_HAT_BITS);
-        Coefficients::new(saved, statistics, positions, bits)
+        Coefficients::new(step.kernels, saved, &statistics, positions, bits)
     }
 
     fn backward_typed<E: kernels::Error>(
@@ -316,34 +317,33 @@ struct Coefficients {
 impl Coefficients {
     /// The largest scale gets `bits` bits, chosen so that a gradient fits the integers that it is computed in: with the
     /// bits of the errors fewer than 30 for 32-bit arithmetic, 56 for 64.
-    fn new(saved: &Saved, statistics: ErrorStatistics, positions: usize, [bits, error_bits]: [i32; 2]) -> Self {
+    fn new(
+        ctx: Context,
+        saved: &Saved,
+        statistics: &ErrorStatistics,
+        positions: usize,
+        [bits, error_bits]: [i32; 2],
+    ) -> Self {
         let largest_sigma = saved.sigma_q8.iter().fold(1, |max: i64, &s| max.max(s));
         // γ · 2^l / σ: 30 bits remain even of the largest σ's reciprocal.
         let l = 30 + bit_length(largest_sigma as u64) as i32;
-        let scales: Vec<i128> = saved
-            .gamma
-            .iter()
-            .zip(&saved.sigma_q8)
-            .map(|(&gamma, &sigma)| (i128::from(gamma) << l) / i128::from(sigma))
-            .collect();
+        let count = saved.gamma.len();
+        let scales =
+            for_each_channel(ctx, count, |k| (i128::from(saved.gamma[k]) << l) / i128::from(saved.sigma_q8[k]));
         let largest = scales.iter().fold(0, |max: u128, s| max.max(s.unsigned_abs()));
         let drop = (128 - largest.leading_zeros() as i32 - bits).max(0);
         let n = positions as i128;
         let limit = 1i128 << (bits + error_bits + 1);
-        let channels: Vec<wide::Coefficients> = scales
-            .iter()
-            .enumerate()
-            .map(|(k, scale)| {
-                let scale = scale >> drop;
-                let [e, product] = [statistics.sum(k), statistics.product(k)].map(i128::from);
-                let signs = i128::from(2 * statistics.positive(k)) - n;
-                // c · mean(e·x̂), and mean(e) − mean(s) times that, over common denominators.
-                let slope = scale * product * i128::from(C_Q14) / (n << (14 + X_HAT_BITS));
-                let offset = scale * e / n - slope * signs / n;
-                let narrow = |v: i128| v.clamp(-limit, limit) as i64;
-                wide::Coefficients { scale: narrow(scale), offsets: [slope, -slope].map(|s| narrow(offset + s)) }
-            })
-            .collect();
+        let channels = for_each_channel(ctx, count, |k| {
+            let scale = scales[k] >> drop;
+            let [e, product] = [statistics.sum(k), statistics.product(k)].map(i128::from);
+            let signs = i128::from(2 * statistics.positive(k)) - n;
+            // c · mean(e·x̂), and mean(e) − mean(s) times that, over common denominators.
+            let slope = scale * product * i128::from(C_Q14) / (n << (14 + X_HAT_BITS));
+            let offset = scale * e / n - slope * signs / n;
+            let narrow = |v: i128| v.clamp(-limit, limit) as i64;
+            wide::Coefficients { scale: narrow(scale), offsets: [slope, -slope].map(|s| narrow(offset + s)) }
+        });
         let largest = channels.iter().enumerate().flat_map(|(k, c)| {
             let sides = [c.offsets[0], c.offsets[0], c.offsets[1], c.offsets[1]];
             let ends = statistics.extremes(k).into_iter().zip(sides);
@@ -353,6 +353,22 @@ impl Coefficients {
         // γ has 12 fractional bits, σ 8 below the input's exponent.
         Coefficients { channels, exponent: drop - l - 12 + 8 - saved.exponent, largest }
     }
+}
+
+/// A value for each channel, of which a task computes some: they take divisions of 128 bits, and can be thousands.
+fn for_each_channel<T: Clone + Default + Send>(
+    ctx: Context,
+    count: usize,
+    value: impl Fn(usize) -> T + Sync,
+) -> Vec<T> {
+    const CHANNELS: usize = 128;
+    let mut values = vec![T::default(); count];
+    for_each_piece(ctx.pool, &mut values, CHANNELS, |piece, values, _| {
+        for (k, out) in values.iter_mut().enumerate() {
+            *out = value(piece * CHANNELS + k);
+        }
+    });
+    values
 }
 
 /// The coefficients of up to 16 channels, which fit 32 bits.
@@ -537,9 +553,9 @@ mod tests {
         for y in [vec![7; 40], vec![1 << 30, -(1 << 30), i32::MAX, i32::MIN, 0], vec![0; 5]] {
             let shape = Shape::new(1, 1, y.len() / CHANNELS, CHANNELS);
             let mut norm = BatchNorm::new("bn", CHANNELS, true);
-            let y = Tensor::i32(shape, -20, y);
+            let y = Tensor::i32(shape, -20, y.into());
             let out = norm.forward(&step, &[&y]);
-            let e = Tensor::i8(shape, -7, vec![127; shape.len()]);
+            let e = Tensor::i8(shape, -7, vec![127; shape.len()].into());
             norm.backward(&step, &[&y], &out, e, &[true]);
             norm.folded(norm.running(), 16, 16);
         }

@@ -86,11 +86,11 @@ mod tests {
             number: 0,
             node: 0,
         };
-        let a = Tensor::u8(Shape::new(1, 1, 2, 1), -3, vec![7, 12]);
-        let b = Tensor::u8(Shape::new(1, 1, 2, 2), -1, vec![1, 2, 3, 4]);
+        let a = Tensor::u8(Shape::new(1, 1, 2, 1), -3, vec![7, 12].into());
+        let b = Tensor::u8(Shape::new(1, 1, 2, 2), -1, vec![1, 2, 3, 4].into());
         let out = Concat.forward(&step, &[&a, &b]);
         assert_eq!((out.exponent, out.to_i64()), (-1, vec![2, 1, 2, 3, 3, 4]));
-        let error = Tensor::i8(out.shape, 0, vec![1, 2, 3, 4, 5, 6]);
+        let error = Tensor::i8(out.shape, 0, vec![1, 2, 3, 4, 5, 6].into());
         let parts = Concat.backward(&step, &[&a, &b], &out, error, &[true, true]);
         let values: Vec<_> = parts.into_iter().flatten().map(|part| part.to_i64()).collect();
         assert_eq!(values, [vec![1, 4], vec![2, 3, 5, 6]]);

@@ -1,9 +1,11 @@
 //! Convolution with its weights: forward, backward-data, backward-weight.
 
 use super::{Operator, Step, mask_by_relu};
+use crate::buffers::Buffer;
 use crate::graph::{ConvOutput, ConvSpec};
 use crate::parameter::{Parameter, Rate};
 use crate::tensor::{Mantissas, Shape, Tensor};
+use intseg_kernels::average_pool;
 use intseg_kernels::conv::Sum;
 use intseg_kernels::requantize::{self, Contribution};
 use intseg_kernels::round::stochastic_i32;
@@ -21,7 +23,7 @@ pub struct Conv {
     /// `[C_out]`, absent where batch normalisation follows.
     pub bias: Option<Parameter>,
     /// The error that `backward` left for `learn`: 8 bits, or 16 as a high and a low half.
-    error: Vec<Vec<i8>>,
+    error: Vec<Buffer<i8>>,
     error_exponent: i32,
 }
 
@@ -79,7 +81,7 @@ impl Conv {
         geometry: Conv2d,
         direction: Direction,
         inputs: [Input; N],
-    ) -> [Vec<i32>; N] {
+    ) -> [Buffer<i32>; N] {
         let pass = self.pass(geometry, direction);
         let len = match direction {
             Direction::Forward => geometry.output_len(),
@@ -244,8 +246,7 @@ impl Operator for Conv {
         let geometry = self.geometry(input.shape);
         let error = quantize_e2(step, mask_by_relu(step, self.spec.output == ConvOutput::Relu, output, error));
         if let Some(bias) = &mut self.bias {
-            bias.gradient = step.buffers.take_i64(self.spec.channels);
-            channel_sums(&mut bias.gradient, &error);
+            bias.gradient = channel_sums(step, &error);
             bias.gradient_exponent = error.exponent;
         }
         self.error_exponent = error.exponent;
@@ -359,18 +360,21 @@ fn flagged(step: &Step, mut error: Tensor) -> Tensor {
 }
 
 /// Sums of an error over all positions.
-fn channel_sums(sums: &mut [i64], error: &Tensor) {
-    fn add<T: Copy + Into<i64>>(sums: &mut [i64], error: &[T]) {
-        for pixel in error.chunks_exact(sums.len()) {
-            sums.iter_mut().zip(pixel).for_each(|(sum, &e)| *sum += e.into());
-        }
-    }
-    sums.fill(0);
+fn channel_sums(step: &Step, error: &Tensor) -> Buffer<i64> {
+    let Shape { n, h, w, c } = error.shape;
+    let mut each = step.buffers.take_i64(n * c);
     match &error.mantissas {
-        Mantissas::I8(e) => add(sums, e),
-        Mantissas::I16(e) => add(sums, e),
+        Mantissas::I8(e) => average_pool::channel_sums(step.kernels, &mut each, e, h * w, c),
+        Mantissas::I16(e) => average_pool::channel_sums(step.kernels, &mut each, e, h * w, c),
         other => unreachable!("errors have 8 or 16 bits, not {other:?}"),
     }
+    let mut sums = step.buffers.take_i64(c);
+    sums.fill(0);
+    for image in each.chunks_exact(c) {
+        sums.iter_mut().zip(image).for_each(|(sum, &of_image)| *sum += of_image);
+    }
+    step.buffers.give_i64(each);
+    sums
 }
 
 #[cfg(test)]
@@ -385,7 +389,7 @@ mod tests {
         let bits = Bits { e2: 15, e2_flag: true, ..Bits::default() };
         let step = Step { kernels: Context::reference(), bits, buffers: &buffers, seed: 1, number: 0, node: 0 };
         let values: Vec<i16> = (-16_000..16_000).collect();
-        let error = Tensor::i16(Shape::new(1, 1, 32_000, 1), -20, values.clone());
+        let error = Tensor::i16(Shape::new(1, 1, 32_000, 1), -20, values.clone().into());
         let flagged = quantize_e2(&step, error);
         assert_eq!(flagged.exponent, -20);
         let mut drift = 0;

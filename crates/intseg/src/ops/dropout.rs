@@ -2,8 +2,12 @@
 
 use super::{Operator, Step};
 use crate::tensor::{Mantissas, Tensor};
-use intseg_kernels::Role;
+use intseg_kernels::pool::for_each_piece;
 use intseg_kernels::round::half_even_i32;
+use intseg_kernels::{Context, Role};
+
+/// Elements that one task handles.
+const PIECE: usize = 1 << 14;
 
 /// A dropout of a training graph.
 pub struct Dropout {
@@ -21,7 +25,7 @@ impl Dropout {
         (65_536 / (256 - self.drop_256)) as i32
     }
 
-    fn keeps(&self, step: &Step) -> impl Fn(usize) -> bool + use<> {
+    fn keeps(&self, step: &Step) -> impl Fn(usize) -> bool + Copy + use<> {
         let (dither, drop) = (step.dither(Role::Dropout, 0), self.drop_256);
         #[inline(always)]
         move |index| dither.at(index) >> 24 >= drop
@@ -36,14 +40,13 @@ impl Operator for Dropout {
         // The scale is between 1 and 256: an exponent that is larger by its whole bits leaves room for it.
         let room = (scale as u32 - 1).ilog2().max(7) - 7;
         let mut out = step.buffers.take_u8(values.len());
-        step.kernels.isa.vectorize(
+        mask(
+            step.kernels,
+            &mut out,
+            values,
+            keeps,
             #[inline(always)]
-            || {
-                for (i, (out, &value)) in out.iter_mut().zip(values).enumerate() {
-                    let scaled = half_even_i32(i32::from(value) * scale, 8 + room).min(255);
-                    *out = if keeps(i) { scaled as u8 } else { 0 };
-                }
-            },
+            move |value| half_even_i32(i32::from(value) * scale, 8 + room).min(255) as u8,
         );
         Tensor::u8(input.shape, input.exponent + room as i32, out)
     }
@@ -52,8 +55,8 @@ impl Operator for Dropout {
         let (keeps, scale) = (self.keeps(step), self.scale_q8());
         let mut out = step.buffers.take_i32(error.shape.len());
         match &error.mantissas {
-            Mantissas::I8(e) => mask(step, &mut out, e, scale, keeps),
-            Mantissas::I16(e) => mask(step, &mut out, e, scale, keeps),
+            Mantissas::I8(e) => mask_scaled(step.kernels, &mut out, e, keeps, scale),
+            Mantissas::I16(e) => mask_scaled(step.kernels, &mut out, e, keeps, scale),
             other => unreachable!("errors have 8 or 16 bits, not {other:?}"),
         }
         let part = Tensor::i32(error.shape, error.exponent - 8, out);
@@ -63,15 +66,44 @@ impl Operator for Dropout {
 }
 
 /// Errors times the scale where they are kept, 0 elsewhere.
-fn mask<E: Copy + Into<i32>>(step: &Step, out: &mut [i32], error: &[E], scale: i32, keeps: impl Fn(usize) -> bool) {
-    step.kernels.isa.vectorize(
+fn mask_scaled<E: Copy + Into<i32> + Sync>(
+    ctx: Context,
+    out: &mut [i32],
+    errors: &[E],
+    keeps: impl Fn(usize) -> bool + Copy + Sync,
+    scale: i32,
+) {
+    mask(
+        ctx,
+        out,
+        errors,
+        keeps,
         #[inline(always)]
-        || {
-            for (i, (out, &e)) in out.iter_mut().zip(error).enumerate() {
-                *out = if keeps(i) { e.into() * scale } else { 0 };
-            }
-        },
+        move |e| e.into() * scale,
     );
+}
+
+/// What is kept, scaled, and 0 elsewhere. The closures must be inlinable: see [`intseg_kernels::Isa::vectorize`].
+fn mask<E: Copy + Sync, T: Default + Send>(
+    ctx: Context,
+    out: &mut [T],
+    values: &[E],
+    keeps: impl Fn(usize) -> bool + Copy + Sync,
+    scaled: impl Fn(E) -> T + Copy + Sync,
+) {
+    for_each_piece(ctx.pool, out, PIECE, |piece, out, _| {
+        let (first, values) = (piece * PIECE, &values[piece * PIECE..]);
+        ctx.isa.vectorize(
+            #[inline(always)]
+            || {
+                // Copies, which stay in registers.
+                let (keeps, scaled) = (keeps, scaled);
+                for (i, (out, &value)) in out.iter_mut().zip(values).enumerate() {
+                    *out = if keeps(first + i) { scaled(value) } else { T::default() };
+                }
+            },
+        );
+    });
 }
 
 #[cfg(test)]
@@ -81,7 +113,6 @@ mod tests {
     use crate::buffers::Buffers;
     use crate::ops::Bits;
     use crate::tensor::Shape;
-    use intseg_kernels::Context;
 
     #[test]
     fn the_mean_is_kept_and_the_backward_mask_is_the_forward_mask() {
@@ -97,11 +128,12 @@ mod tests {
         let shape = Shape::new(1, 100, 100, 4);
         for drop_256 in [26, 128, 230] {
             let mut dropout = Dropout::new(drop_256);
-            let input = Tensor::u8(shape, -4, vec![200; shape.len()]);
+            let input = Tensor::u8(shape, -4, vec![200; shape.len()].into());
             let out = dropout.forward(&step, &[&input]);
             let mean = out.to_i64().iter().sum::<i64>() as f64 * 2f64.powi(out.exponent + 4) / shape.len() as f64;
             assert!((mean - 200.0).abs() < 6.0, "{drop_256}: {mean}");
-            let back = dropout.backward(&step, &[&input], &out, Tensor::i8(shape, 0, vec![3; shape.len()]), &[true]);
+            let back =
+                dropout.backward(&step, &[&input], &out, Tensor::i8(shape, 0, vec![3; shape.len()].into()), &[true]);
             let back = back[0].as_ref().unwrap().to_i64();
             assert!(back.iter().zip(out.to_i64()).all(|(&b, o)| (b != 0) == (o != 0)));
         }

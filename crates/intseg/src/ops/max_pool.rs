@@ -111,7 +111,7 @@ mod tests {
             node: 0,
         };
         let shape = Shape::new(1, 3, 3, 1);
-        let input = Tensor::u8(shape, -5, vec![1, 2, 3, 4, 9, 4, 3, 2, 1]);
+        let input = Tensor::u8(shape, -5, vec![1, 2, 3, 4, 9, 4, 3, 2, 1].into());
         let halves = PoolSpec { kernel: [2; 2], stride: [2; 2], padding: [0; 2], ceil: true };
         let overlapping = PoolSpec { stride: [1; 2], ceil: false, ..halves };
         for (spec, maxima, back) in [
@@ -121,8 +121,8 @@ mod tests {
             let mut pool = MaxPool::new(spec);
             let out = pool.forward(&step, &[&input]);
             assert_eq!((out.exponent, out.to_i64()), (-5, maxima));
-            let narrow = Tensor::i8(out.shape, -3, vec![10, 20, 30, 40]);
-            let wide = Tensor::i16(out.shape, -3, vec![10, 20, 30, 40]);
+            let narrow = Tensor::i8(out.shape, -3, vec![10, 20, 30, 40].into());
+            let wide = Tensor::i16(out.shape, -3, vec![10, 20, 30, 40].into());
             for error in [narrow, wide] {
                 let part = pool.backward(&step, &[&input], &out, error, &[true]).remove(0).expect("an error");
                 assert_eq!((part.exponent, part.to_i64()), (-3, back.clone()));

@@ -1,6 +1,7 @@
 //! Bilinear resizing to the size of another tensor, exact in coordinates, rounded once.
 
 use super::{Operator, Step};
+use crate::buffers::Buffer;
 use crate::tensor::{Mantissas, Shape, Tensor};
 use intseg_kernels::resize::{Resize, Tap, axis};
 use intseg_kernels::round::bit_length;
@@ -50,7 +51,7 @@ pub fn adjoint_sums<E: Copy + Into<i64> + Sync>(step: &Step, resize: &Resize, er
 }
 
 /// The sums of an adjoint of an error of that exponent in 16 bits.
-pub fn narrowed(step: &Step, resize: &Resize, sums: Vec<i64>, exponent: i32, shape: Shape) -> Tensor {
+pub fn narrowed(step: &Step, resize: &Resize, sums: Buffer<i64>, exponent: i32, shape: Shape) -> Tensor {
     // 1 / denominator as a 16-bit mantissa; 1 where it is a power of two.
     let denominator = resize.denominator();
     let whole = denominator.ilog2() as i32;
@@ -151,7 +152,7 @@ mod tests {
         for (from, to) in [([4, 6], [8, 12]), ([5, 7], [13, 11]), ([1, 1], [6, 5]), ([9, 8], [4, 3])] {
             for align_corners in [false, true] {
                 let input = Shape::new(2, from[0], from[1], 3);
-                let like = Tensor::i16(Shape::new(2, to[0], to[1], 1), 0, vec![0; 2 * to[0] * to[1]]);
+                let like = Tensor::i16(Shape::new(2, to[0], to[1], 1), 0, vec![0; 2 * to[0] * to[1]].into());
                 let x = Tensor::i16(input, -8, (0..input.len()).map(|i| (bits.at(i) as i32 >> 17) as i16).collect());
                 let mut resize = ResizeLike::new(align_corners);
                 let out = resize.forward(&step, &[&x, &like]);
