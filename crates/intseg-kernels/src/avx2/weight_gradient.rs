@@ -22,7 +22,8 @@ unsafe fn accumulate(tile: &mut [i32], error: &[Line], input: &[u8], places: &[P
         for (m, source) in sources[..MR].iter_mut().enumerate() {
             *source = input[place.input + 4 * m..].as_ptr();
         }
-        let reads = Reads { taps: &[Tap { index: 0, sources: 0, offset: 0 }], sources: &[sources] };
+        let (taps, sources) = (&[Tap { index: 0, sources: 0, offset: 0 }], &[sources]);
+        let reads = Reads { taps, sources, along: Some(4) };
         // SAFETY: each row of each group has four bytes, as the caller promises.
         unsafe { kernel.accumulate(tile, true, &error[place.error..], reads, groups, step) };
     }

@@ -43,6 +43,8 @@ pub(crate) struct Tap {
 pub(crate) struct Reads<'a> {
     pub taps: &'a [Tap],
     pub sources: &'a [Sources],
+    /// Bytes from each source of the first table to the next, where they are as far apart all along.
+    pub along: Option<usize>,
 }
 
 /// The innermost loops of one instruction set.
@@ -185,7 +187,7 @@ pub(crate) fn run<K: MicroKernel, S: Store>(
 
 /// Tiles of a task: enough tasks for balance, each long enough to be worth handing out. Where groups of panels make
 /// enough tasks, each has all tiles: weights are then read from memory once.
-fn chunk_of(tiles: usize, groups: usize, threads: usize) -> usize {
+pub(super) fn chunk_of(tiles: usize, groups: usize, threads: usize) -> usize {
     tiles.div_ceil((threads * 24).div_ceil(groups)).max(4)
 }
 
@@ -228,6 +230,7 @@ impl Job<'_> {
             sources: [[self.zeros; MAX_MR]; TABLES],
             len: 0,
             tables: 1,
+            along: None,
             corrections: [0; MAX_MR],
         };
         let mut sums = Sums([0; MAX_TILE]);
@@ -310,6 +313,7 @@ impl Job<'_> {
         let biased = !self.pixel_sums.is_empty();
         gathered.len = 0;
         gathered.tables = 1;
+        gathered.along = pixels.along.map(|along| along * c);
         gathered.corrections = [0; MAX_MR];
         for m in 0..K::MR {
             gathered.sources[0][m] = self.input.wrapping_offset(pixels.source[m] * c as isize);
@@ -404,13 +408,15 @@ struct Gathered<const TABLES: usize> {
     sources: [Sources; TABLES],
     /// How many of those there are.
     tables: usize,
+    /// See [`Reads::along`].
+    along: Option<usize>,
     /// For each pixel, the sum of all input that its taps read.
     corrections: [i32; MAX_MR],
 }
 
 impl<const TABLES: usize> Gathered<TABLES> {
     fn reads(&self) -> Reads<'_> {
-        Reads { taps: &self.taps[..self.len], sources: &self.sources[..self.tables] }
+        Reads { taps: &self.taps[..self.len], sources: &self.sources[..self.tables], along: self.along }
     }
 
     /// Takes back what the bias of 128 on the weights added.
@@ -434,6 +440,8 @@ struct Pixels {
     x: [isize; MAX_MR],
     /// Source pixel, counted from the batch's start.
     source: [isize; MAX_MR],
+    /// From each source pixel to the next, where it is known that they are as far apart all along.
+    along: Option<usize>,
     /// Smallest and largest row and column, and the largest source.
     low: [isize; 2],
     high: [isize; 2],
@@ -471,7 +479,8 @@ impl Pixels {
             }
             let along = (len - 1) as isize * step;
             let (low, high, last) = ([y, x], [y, x + along], from + along);
-            return Pixels { len, out, y: ys, x: xs, source, low, high, last };
+            let along = (len == count).then_some(phase.source_step[1]);
+            return Pixels { len, out, y: ys, x: xs, source, along, low, high, last };
         }
         let plain =
             phase.count == [out_h, out_w] && [source_h, source_w] == [out_h, out_w] && phase.source_step == [1; 2];
@@ -488,7 +497,8 @@ impl Pixels {
             }
             let low = [row.min(below) as isize, 0];
             let high = [row.max(below) as isize, columns as isize - 1];
-            return Pixels { len, out, y: ys, x: xs, source, low, high, last: (first + len - 1) as isize };
+            let (along, last) = ((len == count).then_some(1), (first + len - 1) as isize);
+            return Pixels { len, out, y: ys, x: xs, source, along, low, high, last };
         }
         for m in 0..len {
             let at = [phase.origin[0] + row, phase.origin[1] + column];
@@ -511,7 +521,7 @@ impl Pixels {
         for m in len..count {
             (ys[m], xs[m], source[m]) = (ys[0], xs[0], source[0]);
         }
-        Pixels { len, out, y: ys, x: xs, source, low, high, last }
+        Pixels { len, out, y: ys, x: xs, source, along: None, low, high, last }
     }
 }
 

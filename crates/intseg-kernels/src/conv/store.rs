@@ -48,7 +48,9 @@ impl Store for Accumulators<'_> {
             // Whole vectors as such: a call that copies so few bytes takes longer than the copy.
             let ((out, out_rest), (values, rest)) = (out.as_chunks_mut::<16>(), values[..channels].as_chunks::<16>());
             out.iter_mut().zip(values).for_each(|(out, values)| *out = *values);
-            out_rest.copy_from_slice(rest);
+            if !rest.is_empty() {
+                out_rest.copy_from_slice(rest);
+            }
         }
     }
 }

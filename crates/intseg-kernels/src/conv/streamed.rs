@@ -5,7 +5,7 @@
 
 use super::pack::Part;
 use super::store::{Accumulators, Last, Partial, Requantized};
-use super::{Conv2d, Convolution, Direction, Input, Line, Output, Requantizer};
+use super::{Conv2d, Convolution, Direction, Input, Line, Output, Requantizer, rows};
 use crate::bytes::as_i8_mut;
 use crate::pool::Disjoint;
 use crate::{Context, Isa};
@@ -35,7 +35,8 @@ impl Convolution {
     pub fn streams(&self, isa: Isa) -> bool {
         // Few channels and windows of 3 × 3 have kernels of their own, which want all weights.
         let Conv2d { kernel, c_in, .. } = self.geometry;
-        isa != Isa::Scalar && self.direction == Direction::Forward && c_in > 3 && kernel != [3; 2]
+        let own = c_in <= 3 || kernel == [3; 2] || rows::fits(self);
+        isa != Isa::Scalar && self.direction == Direction::Forward && !own
     }
 
     /// How many of its taps' packed weights `limit` bytes hold; all where it does not stream.

@@ -425,7 +425,8 @@ impl<'a> Block<'a> {
                 for (m, source) in sources[..K::MR].iter_mut().enumerate() {
                     *source = self.input[(row_tile * K::MR + m) * 4..].as_ptr();
                 }
-                let reads = Reads { taps: &[Tap { index: 0, sources: 0, offset: 0 }], sources: &[sources] };
+                let (taps, sources) = (&[Tap { index: 0, sources: 0, offset: 0 }], &[sources]);
+                let reads = Reads { taps, sources, along: Some(4) };
                 // SAFETY: row `m` of every group lies in the packed input, `4 · packed_rows` bytes after that of the
                 // group before.
                 unsafe { kernel.accumulate(sums, self.begun, error, reads, groups, self.packed_rows * 4) };
