@@ -1,8 +1,11 @@
 //! Sums for average pooling.
 
 use crate::Context;
-use crate::pool::for_each_piece;
+use crate::pool::{Disjoint, for_each_piece};
 use crate::round::divide_half_even;
+
+/// Channels that a task adds up.
+const CHANNELS: usize = 256;
 
 /// The sum over all positions of each image's channels: `[N, pixels, C]` to `[N, C]`.
 ///
@@ -13,14 +16,20 @@ where
     T: Copy + Sync + Into<i64>,
 {
     assert_eq!(input.len(), sums.len() * pixels, "input");
-    for_each_piece(ctx.pool, sums, channels, |image, sums, _| {
+    let (images, blocks) = (sums.len() / channels, channels.div_ceil(CHANNELS));
+    let sums = Disjoint::new(sums);
+    ctx.pool.run(images * blocks, &|task, _| {
+        let (image, first) = (task / blocks, task % blocks * CHANNELS);
+        let end = channels.min(first + CHANNELS);
+        // SAFETY: tasks have disjoint images or channels.
+        let sums = unsafe { sums.piece(image * channels + first, image * channels + end) };
         let input = &input[image * pixels * channels..][..pixels * channels];
         ctx.isa.vectorize(
             #[inline(always)]
             || {
                 sums.fill(0);
                 for pixel in input.chunks_exact(channels) {
-                    sums.iter_mut().zip(pixel).for_each(|(sum, &v)| *sum += v.into());
+                    sums.iter_mut().zip(&pixel[first..end]).for_each(|(sum, &v)| *sum += v.into());
                 }
             },
         );

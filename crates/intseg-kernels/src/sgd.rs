@@ -18,7 +18,10 @@ pub fn max_magnitude<G: Sum>(ctx: Context, values: &[G]) -> u64 {
     let largest = AtomicU64::new(0);
     ctx.pool.run(values.len().div_ceil(PIECE), &|piece, _| {
         let values = &values[piece * PIECE..values.len().min((piece + 1) * PIECE)];
-        let here = values.iter().fold(0, |max: u64, &v| max.max(v.into().unsigned_abs()));
+        let here = ctx.isa.vectorize(
+            #[inline(always)]
+            || values.iter().fold(0, |max: u64, &v| max.max(v.into().unsigned_abs())),
+        );
         largest.fetch_max(here, Ordering::Relaxed);
     });
     largest.into_inner()

@@ -104,8 +104,8 @@ fn reduce(
     let (threads, row, step) = (ctx.pool.threads(), groups(channels) * LANES, rows_of(channels));
     let width = joins.len() * row;
     assert_eq!(partial.len(), threads * width, "partial results");
-    for (k, value) in partial.iter_mut().enumerate() {
-        *value = joins[k % width / row].start();
+    for part in partial.chunks_exact_mut(width) {
+        part.chunks_exact_mut(row).zip(joins).for_each(|(values, join)| values.fill(join.start()));
     }
     let shared = Disjoint::new(partial);
     ctx.pool.run(rows.div_ceil(step), &|task, worker| {
@@ -115,8 +115,8 @@ fn reduce(
     });
     let (first, others) = partial.split_at_mut(width);
     for other in others.chunks_exact(width) {
-        for (k, (a, &b)) in first.iter_mut().zip(other).enumerate() {
-            *a = joins[k / row].join(*a, b);
+        for ((values, others), join) in first.chunks_exact_mut(row).zip(other.chunks_exact(row)).zip(joins) {
+            values.iter_mut().zip(others).for_each(|(a, &b)| *a = join.join(*a, b));
         }
     }
 }

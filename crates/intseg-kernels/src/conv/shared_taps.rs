@@ -73,8 +73,8 @@ pub(crate) struct Plan {
     /// Output rows of a block of pixels, and how many fours of strips it takes of them.
     block_rows: usize,
     block_fours: usize,
-    /// Blocks of pixels of a piece, and pieces: each has sums of its own where there are several.
-    per_piece: usize,
+    /// Blocks of pixels, and pieces of as many of them: each has sums of its own where there are several.
+    pixel_blocks: usize,
     pieces: usize,
     threads: usize,
 }
@@ -123,12 +123,15 @@ impl Plan {
             strip_rows: g.out_h().div_ceil(strips),
             block_rows: 0,
             block_fours: 0,
-            per_piece: 0,
+            pixel_blocks: 0,
             pieces: 0,
             threads,
         };
         plan.find_runs(joined);
-        plan.block_rows = (1..=plan.strip_rows.min(MAX_ROWS)).rev().find(|&rows| plan.packed_bytes(rows) <= PACKED)?;
+        // Every row takes as much as the second.
+        let [first, both] = [1, 2].map(|rows| plan.packed_bytes(rows));
+        let rows = 1 + PACKED.checked_sub(first)? / (both - first);
+        plan.block_rows = rows.min(plan.strip_rows).min(MAX_ROWS);
         // Rows that only serve taps of a neighbouring block are packed twice.
         if plan.block_rows < plan.strip_rows && 2 * plan.block_rows < plan.reach() {
             return None;
@@ -177,15 +180,17 @@ impl Plan {
 
     fn cut_into_pieces(&mut self) {
         let fours = (self.g.batch * self.strips / 4).div_ceil(self.block_fours);
-        let pixel_blocks = fours * self.strip_rows.div_ceil(self.block_rows);
+        self.pixel_blocks = fours * self.strip_rows.div_ceil(self.block_rows);
         let blocks = self.blocks[0] * self.blocks[1];
-        self.per_piece = match 2 * self.threads {
+        self.pieces = match 2 * self.threads {
             // Sums are flushed as they go.
-            _ if self.threads == 1 => pixel_blocks,
-            wanted if blocks >= wanted => pixel_blocks,
-            wanted => pixel_blocks.div_ceil(wanted.div_ceil(blocks)).min(FLUSH / self.block_pixels()),
+            _ if self.threads == 1 => 1,
+            wanted if blocks >= wanted => 1,
+            wanted => {
+                let least = self.pixel_blocks.div_ceil(FLUSH / self.block_pixels());
+                wanted.div_ceil(blocks).max(least).min(self.pixel_blocks)
+            }
         };
-        self.pieces = pixel_blocks.div_ceil(self.per_piece);
     }
 
     fn runs(&self) -> &[Run] {
@@ -220,14 +225,23 @@ impl Plan {
         4 * self.block_fours * self.block_rows * self.g.out_w()
     }
 
-    /// Lines of packed error, of packed input with what a last tile reads behind it, and of sums with those of errors.
-    fn lines(&self) -> [usize; 3] {
+    /// Lines of packed error, of packed input with what a last tile reads behind it, of sums of errors, and of a tile's sums
+    /// for all columns.
+    fn lines(&self) -> [usize; 4] {
         let fours = self.block_fours;
         let error = fours * self.block_rows * self.g.out_w() * self.columns / 16;
         let input = fours * self.input_rows(self.block_rows) * self.width() * self.rows + self.kernel.mr;
-        let tiles: usize = self.runs().iter().map(|run| (run.taps * self.rows).div_ceil(self.kernel.mr)).sum();
-        let sums = tiles * self.kernel.mr * self.columns + self.columns;
-        [error, input.div_ceil(16), sums / 16]
+        [error, input.div_ceil(16), self.columns / 16, self.kernel.mr * self.columns / 16]
+    }
+
+    /// Tiles of a run of taps with so many input channels.
+    fn tiles_of(&self, run: &Run, rows: usize) -> usize {
+        (run.taps * rows).div_ceil(self.kernel.mr)
+    }
+
+    /// The most tiles of a block.
+    fn tiles(&self) -> usize {
+        self.runs().iter().map(|run| self.tiles_of(run, self.rows)).sum()
     }
 
     /// How many sets of sums there are.
@@ -237,8 +251,8 @@ impl Plan {
 
     /// How many i32 of scratch a run takes.
     pub fn scratch_len(&self) -> usize {
-        let [error, input, sums] = self.lines();
-        16 * (self.threads * (error + input) + self.areas() * sums + 1)
+        let [error, input, biases, tile] = self.lines();
+        16 * (self.threads * (error + input) + self.areas() * (biases + self.tiles() * tile) + 1)
     }
 
     /// Hands the `sums << shift` of the plan's taps to `out`; signed input comes with its signs flipped by `flip`. Those
@@ -254,36 +268,43 @@ impl Plan {
         shift: u32,
         scratch: &mut [i32],
     ) {
-        let [error_lines, input_lines, sum_lines] = self.lines();
+        let [error_lines, input_lines, bias_lines, tile_lines] = self.lines();
         // SAFETY: a line is 64 bytes of integers, any bits are valid for both.
         let (_, lines, _) = unsafe { scratch.align_to_mut::<Line>() };
-        let (packed, sums) = lines.split_at_mut(self.threads * (error_lines + input_lines));
-        let (packed, sums) = (Disjoint::new(packed), Disjoint::new(sums));
+        let (packed, lines) = lines.split_at_mut(self.threads * (error_lines + input_lines));
+        let (biases, lines) = lines.split_at_mut(self.areas() * bias_lines);
+        let tiles = self.tiles();
+        let sums = Disjoint::new(&mut lines[..self.areas() * tiles * tile_lines]);
         let narrow = self.g.batch * self.g.out_h() * self.g.out_w() <= FLUSH;
         let blocks = self.blocks[0] * self.blocks[1];
-        let sums_of = |area: usize| {
-            // SAFETY: each worker, or each task, has its own area.
-            let lines = unsafe { sums.piece(area * sum_lines, (area + 1) * sum_lines) };
-            // SAFETY: as above.
-            unsafe { lines.align_to_mut::<i32>() }.1
+        let sums_of = |area: usize, some: Range<usize>| {
+            let [from, to] = [some.start, some.end].map(|tile| (area * tiles + tile) * tile_lines);
+            // SAFETY: each worker, or each task, has its own tiles.
+            Line::sums_mut(unsafe { sums.piece(from, to) })
         };
         let source = Source { input, flip, error: as_u8(error) };
+        let (packed, shared) = (Disjoint::new(packed), Disjoint::new(&mut *biases));
         ctx.pool.run(blocks * self.pieces, &|task, worker| {
             let len = error_lines + input_lines;
             // SAFETY: each worker has its own part, and runs one task at a time.
             let packed = unsafe { packed.piece(worker * len, (worker + 1) * len) };
             let (error, input) = packed.split_at_mut(error_lines);
-            let sums = sums_of(if self.pieces == 1 { worker } else { task });
+            let area = if self.pieces == 1 { worker } else { task };
+            let sums = sums_of(area, 0..tiles);
+            // SAFETY: as above.
+            let biases = Line::sums_mut(unsafe { shared.piece(area * bias_lines, (area + 1) * bias_lines) });
             sums.fill(0);
-            let mut block = Block { plan: self, channels: self.channels(task / self.pieces), error, input, sums };
-            let from = task % self.pieces * self.per_piece;
+            biases.fill(0);
+            let channels = self.channels(task / self.pieces);
+            let mut block = Block { plan: self, channels, error, input, biases, sums };
+            let [from, to] = [0, 1].map(|end| (task % self.pieces + end) * self.pixel_blocks / self.pieces);
             let mut since_flush = 0;
-            for index in from..from + self.per_piece {
-                let Some(pixels) = self.pixels(index) else { break };
+            for pixels in (from..to).map_while(|index| self.pixels(index)) {
                 if !narrow && since_flush + self.block_pixels() > FLUSH {
                     // SAFETY: sums are flushed here when there is one piece: tasks then have disjoint channels.
-                    unsafe { block.flush(ctx.isa, out, shift) };
+                    unsafe { block.finished(tiles).flush(ctx.isa, out, shift) };
                     block.sums.fill(0);
+                    block.biases.fill(0);
                     since_flush = 0;
                 }
                 since_flush += self.block_pixels();
@@ -295,29 +316,44 @@ impl Plan {
             }
             if self.pieces == 1 {
                 // SAFETY: as above.
-                unsafe { block.flush(ctx.isa, out, shift) };
+                unsafe { block.finished(tiles).flush(ctx.isa, out, shift) };
             }
         });
         if self.pieces > 1 {
-            ctx.pool.run(blocks, &|index, _| {
-                let channels = self.channels(index);
-                let first = sums_of(index * self.pieces);
+            let biases = Line::sums_mut(biases);
+            if narrow {
+                // What pieces add up to has its biases added up.
+                for biases in biases.chunks_exact_mut(self.pieces * self.columns) {
+                    let (first, others) = biases.split_at_mut(self.columns);
+                    for other in others.chunks_exact(self.columns) {
+                        first.iter_mut().zip(other).for_each(|(sum, other)| *sum += *other);
+                    }
+                }
+            }
+            let biases = &*biases;
+            let parts = self.threads.div_ceil(blocks).min(tiles);
+            ctx.pool.run(blocks * parts, &|task, _| {
+                let (block, part) = (task / parts, task % parts);
+                let some = part * tiles / parts..(part + 1) * tiles / parts;
+                let finished = |piece: usize, sums| {
+                    let biases = &biases[(block * self.pieces + piece) * self.columns..][..self.columns];
+                    Finished { plan: self, channels: self.channels(block), tiles: some.clone(), biases, sums }
+                };
+                let first = sums_of(block * self.pieces, some.clone());
                 for piece in 1..self.pieces {
-                    let sums = sums_of(index * self.pieces + piece);
+                    let sums = sums_of(block * self.pieces + piece, some.clone());
                     if narrow {
                         ctx.isa.vectorize(
                             #[inline(always)]
                             || first.iter_mut().zip(sums).for_each(|(sum, other)| *sum += *other),
                         );
                     } else {
-                        let mut block = Block { plan: self, channels, error: &mut [], input: &mut [], sums };
-                        // SAFETY: tasks have disjoint channels.
-                        unsafe { block.flush(ctx.isa, out, shift) };
+                        // SAFETY: tasks have disjoint channels or tiles.
+                        unsafe { finished(piece, sums).flush(ctx.isa, out, shift) };
                     }
                 }
-                let mut block = Block { plan: self, channels, error: &mut [], input: &mut [], sums: first };
                 // SAFETY: as above.
-                unsafe { block.flush(ctx.isa, out, shift) };
+                unsafe { finished(0, first).flush(ctx.isa, out, shift) };
             });
         }
     }
@@ -364,8 +400,20 @@ struct Block<'a> {
     error: &'a mut [Line],
     /// `[four][row][column][channel][4]`.
     input: &'a mut [Line],
-    /// The sum of each output channel's errors for signed input, then `[run][tile][panel][MR][NR]`.
+    /// The sum of each output channel's errors for signed input.
+    biases: &'a mut [i32],
+    /// `[run][tile][panel][MR][NR]`.
     sums: &'a mut [i32],
+}
+
+/// Sums that are to be handed over.
+struct Finished<'a> {
+    plan: &'a Plan,
+    channels: [[usize; 2]; 2],
+    /// Which of the block's.
+    tiles: Range<usize>,
+    biases: &'a [i32],
+    sums: &'a [i32],
 }
 
 impl Block<'_> {
@@ -414,7 +462,7 @@ impl Block<'_> {
                 if plan.signed {
                     for place in places.into_iter().flatten() {
                         for errors in source.error[place - column..][..out_w * g.c_out].chunks_exact(g.c_out) {
-                            let sums = self.sums.iter_mut().zip(&errors[column..][..columns]);
+                            let sums = self.biases.iter_mut().zip(&errors[column..][..columns]);
                             sums.for_each(|(sum, &error)| *sum += i32::from(error as i8));
                         }
                     }
@@ -432,7 +480,7 @@ impl Block<'_> {
         let input = &*Line::bytes_mut(self.input);
         let panel_lines = plan.block_fours * plan.block_rows * out_w * nr / 16;
         let panels = plan.columns / nr;
-        let mut tiles = self.sums[plan.columns..].chunks_exact_mut(mr * nr * panels);
+        let mut tiles = self.sums.chunks_exact_mut(mr * nr * panels);
         for run in plan.runs() {
             let [ky, kx] = [run.first / g.kernel[1], run.first % g.kernel[1]];
             // Strips of one image have no rows in common that all of them read padding for.
@@ -452,7 +500,7 @@ impl Block<'_> {
                 }
             }
             let groups = run.columns[1] - run.columns[0];
-            for tile in 0..(run.taps * rows).div_ceil(mr) {
+            for tile in 0..plan.tiles_of(run, rows) {
                 let sums = tiles.next().expect("the plan counts tiles");
                 for (panel, sums) in sums.chunks_exact_mut(mr * nr).enumerate().take(columns.div_ceil(nr)) {
                     let error = &self.error[panel * panel_lines..][..panel_lines];
@@ -473,11 +521,19 @@ impl Block<'_> {
         }
     }
 
+    /// Its sums, of that many tiles at most.
+    fn finished(&self, tiles: usize) -> Finished<'_> {
+        let Block { plan, channels, biases, sums, .. } = self;
+        Finished { plan, channels: *channels, tiles: 0..tiles, biases, sums }
+    }
+}
+
+impl Finished<'_> {
     /// Hands the sums over.
     ///
     /// # Safety
-    /// No other block of the same channels may flush at the same time.
-    unsafe fn flush<R: Receive>(&mut self, isa: Isa, out: &R, shift: u32) {
+    /// No others of the same channels and tiles may be handed over at the same time.
+    unsafe fn flush<R: Receive>(&self, isa: Isa, out: &R, shift: u32) {
         isa.vectorize(
             #[inline(always)]
             // SAFETY: the caller's promise is handed on.
@@ -486,37 +542,42 @@ impl Block<'_> {
     }
 
     /// # Safety
-    /// As [`Block::flush`].
+    /// As [`Finished::flush`].
     #[inline(always)]
-    unsafe fn flush_inlined<R: Receive>(&mut self, out: &R, shift: u32) {
+    unsafe fn flush_inlined<R: Receive>(&self, out: &R, shift: u32) {
         let plan = self.plan;
         let (g, mr, nr) = (&plan.g, plan.kernel.mr, plan.kernel.nr);
         let [[row, rows], [column, columns]] = self.channels;
-        let (biases, sums) = self.sums.split_at_mut(plan.columns);
-        let mut tiles = sums.chunks_exact(mr * plan.columns);
-        let mut total = 0;
+        let mut tiles = self.sums.chunks_exact(mr * plan.columns);
+        let (mut total, mut before) = (0, 0);
         for run in plan.runs() {
             let place = |index: usize| {
                 let tap = run.first - plan.taps[0] + index / rows;
                 (tap * g.c_in + row + index % rows) * g.c_out + column
             };
-            let end = run.taps * rows;
-            let ahead = (AHEAD_WEIGHTS / columns).clamp(1, end);
-            for index in 0..ahead {
+            // Those of the run's tiles that are among the sums.
+            let count = plan.tiles_of(run, rows);
+            let first = self.tiles.start.saturating_sub(before);
+            let last = self.tiles.end.saturating_sub(before).min(count);
+            before += count;
+            let end = (last * mr).min(run.taps * rows);
+            let ahead = (AHEAD_WEIGHTS / columns).max(1);
+            for index in first * mr..end.min(first * mr + ahead) {
                 out.expect(place(index), columns);
             }
-            for tile in 0..end.div_ceil(mr) {
-                let sums = tiles.next().expect("the plan counts tiles");
+            for tile in first..last {
+                let sums = tiles.next().expect("as many tiles as sums");
                 for index in tile * mr..end.min((tile + 1) * mr) {
                     let at = place(index);
                     if index + ahead < end {
                         out.expect(place(index + ahead), columns);
                     }
                     let mut whole = [0; CHANNELS];
-                    for (panel, (out, biases)) in whole[..columns].chunks_mut(nr).zip(biases.chunks(nr)).enumerate() {
+                    let biases = self.biases.chunks(nr);
+                    for (panel, (out, biases)) in whole[..columns].chunks_mut(nr).zip(biases).enumerate() {
                         unbiased(out, &sums[(panel * mr + index - tile * mr) * nr..], biases);
                     }
-                    // SAFETY: these weights are this block's alone, as the caller promises.
+                    // SAFETY: these weights are this call's alone, as the caller promises.
                     total += unsafe { out.take(at, &whole[..columns], shift) };
                 }
             }

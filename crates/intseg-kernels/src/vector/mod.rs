@@ -191,12 +191,18 @@ pub(crate) fn load<T: Element, V: Vector>(from: &[T], at: usize, len: usize) -> 
     let from = &from[at..];
     match from.first_chunk() {
         Some(whole) if len >= LANES => T::load(whole),
-        _ => {
-            let mut lanes = [T::default(); LANES];
-            lanes.iter_mut().zip(&from[..len]).for_each(|(lane, &value)| *lane = value);
-            T::load(&lanes)
-        }
+        _ => T::load(&padded(&from[..len])),
     }
+}
+
+/// Some elements, and zeros. A call that is rare, since around an unlikely one alone the compiler keeps a loop's constants in
+/// registers.
+#[cold]
+#[inline(never)]
+fn padded<T: Element>(from: &[T]) -> [T; LANES] {
+    let mut lanes = [T::default(); LANES];
+    lanes.iter_mut().zip(from).for_each(|(lane, &value)| *lane = value);
+    lanes
 }
 
 /// The lanes below `len`.
@@ -223,9 +229,16 @@ pub(crate) fn store<T: Element, V: Vector>(vector: V, to: &mut [T], at: usize, l
         _ => {
             let mut lanes = [T::default(); LANES];
             T::store(vector, &mut lanes);
-            to[..len].iter_mut().zip(lanes).for_each(|(to, lane)| *to = lane);
+            put(&mut to[..len], &lanes);
         }
     }
+}
+
+/// The first lanes, as many as there is room for; rare, as [`padded`] is.
+#[cold]
+#[inline(never)]
+fn put<T: Element>(to: &mut [T], lanes: &[T; LANES]) {
+    to.iter_mut().zip(lanes).for_each(|(to, lane)| *to = *lane);
 }
 
 impl Lanes {

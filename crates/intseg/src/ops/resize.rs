@@ -5,7 +5,7 @@ use crate::buffers::Buffer;
 use crate::tensor::{Mantissas, Shape, Tensor};
 use intseg_kernels::resize::{Resize, Tap, axis};
 use intseg_kernels::round::bit_length;
-use intseg_kernels::{Role, requantize};
+use intseg_kernels::{Role, requantize, sgd};
 
 /// The taps of both axes of a resize.
 pub struct Taps {
@@ -59,7 +59,7 @@ pub fn narrowed(step: &Step, resize: &Resize, sums: Buffer<i64>, exponent: i32, 
         1 => (1, whole),
         _ => (((1i128 << (whole + 16)) / i128::from(denominator)) as i64, whole + 16),
     };
-    let largest = sums.iter().fold(0, |max: u64, v| max.max(v.unsigned_abs()));
+    let largest = sgd::max_magnitude(step.kernels, &sums);
     let bits = bit_length(largest) + bit_length(reciprocal as u64);
     let shift = bits.saturating_sub(15);
     let mut out = step.buffers.take_i16(shape.len());
