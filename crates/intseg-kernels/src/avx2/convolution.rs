@@ -1,7 +1,7 @@
 //! The micro-kernel of the gathering convolution: tiles of 4 pixels by 16 channels, computed two pixels at a time.
 
 use crate::conv::Line;
-use crate::conv::gather::{MicroKernel, Reads};
+use crate::conv::gather::{MicroKernel, Reads, Start};
 use crate::isa::Avx2;
 use core::arch::x86_64::{
     __m128i, __m256i, _mm_cvtepi8_epi16, _mm_cvtepu8_epi16, _mm_cvtsi32_si128, _mm_loadu_si128, _mm256_add_epi32,
@@ -32,10 +32,12 @@ impl MicroKernel for Kernel {
     const NR: usize = NR;
     const BIASED: bool = false;
 
-    unsafe fn accumulate(self, tile: &mut [i32], add: bool, panel: &[Line], reads: Reads, c4: usize, step: usize) {
+    unsafe fn accumulate(self, tile: &mut [i32], start: Start, panel: &[Line], reads: Reads, c4: usize, step: usize) {
         for (pair, tile) in tile.as_chunks_mut::<{ 2 * NR }>().0.iter_mut().enumerate() {
-            if !add {
-                tile.fill(0);
+            match start {
+                Start::Zero => tile.fill(0),
+                Start::Tile => {}
+                Start::Row(row) => tile.chunks_exact_mut(NR).for_each(|sums| sums.copy_from_slice(row)),
             }
             // SAFETY: `self` proves AVX2; the pointers are as the caller promises.
             unsafe {

@@ -3,7 +3,7 @@
 
 use super::convolution::{Kernel, MR, NR};
 use crate::conv::Line;
-use crate::conv::gather::{MAX_MR, MicroKernel, Reads, Tap};
+use crate::conv::gather::{MAX_MR, MicroKernel, Reads, Start, Tap};
 use crate::conv::shared_taps::{Place, RowKernel};
 use crate::isa::Avx2;
 
@@ -25,6 +25,6 @@ unsafe fn accumulate(tile: &mut [i32], error: &[Line], input: &[u8], places: &[P
         let (taps, sources) = (&[Tap { index: 0, sources: 0, offset: 0 }], &[sources]);
         let reads = Reads { taps, sources, along: Some(4) };
         // SAFETY: each row of each group has four bytes, as the caller promises.
-        unsafe { kernel.accumulate(tile, true, &error[place.error..], reads, groups, step) };
+        unsafe { kernel.accumulate(tile, Start::Tile, &error[place.error..], reads, groups, step) };
     }
 }

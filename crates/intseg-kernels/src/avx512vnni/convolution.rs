@@ -2,7 +2,7 @@
 //! 28 accumulators in registers.
 
 use crate::Context;
-use crate::conv::gather::{self, MicroKernel, Reads};
+use crate::conv::gather::{self, MicroKernel, Reads, Start};
 use crate::conv::rows;
 use crate::conv::{Convolution, Input, Line, Store};
 use crate::isa::Avx512Vnni;
@@ -64,10 +64,10 @@ impl<const PIXELS: usize, const VECTORS: usize, const SIGNED: bool> MicroKernel 
     const NR: usize = 16 * VECTORS;
     const BIASED: bool = SIGNED;
 
-    unsafe fn accumulate(self, tile: &mut [i32], add: bool, panel: &[Line], reads: Reads, c4: usize, step: usize) {
+    unsafe fn accumulate(self, tile: &mut [i32], start: Start, panel: &[Line], reads: Reads, c4: usize, step: usize) {
         assert_eq!(tile.len(), PIXELS * VECTORS * 16);
         // SAFETY: `self` proves the features; the pointers are as the caller promises.
-        unsafe { accumulate::<PIXELS, VECTORS, SIGNED>(tile, add, panel, reads, c4, step) }
+        unsafe { accumulate::<PIXELS, VECTORS, SIGNED>(tile, start, panel, reads, c4, step) }
     }
 }
 
@@ -76,13 +76,20 @@ impl<const PIXELS: usize, const VECTORS: usize, const SIGNED: bool> MicroKernel 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn accumulate<const PIXELS: usize, const VECTORS: usize, const SIGNED: bool>(
     tile: &mut [i32],
-    add: bool,
+    start: Start,
     panel: &[Line],
     reads: Reads,
     c4: usize,
     step: usize,
 ) {
-    let mut sums = [[_mm512_setzero_si512(); VECTORS]; PIXELS];
+    let mut row = [_mm512_setzero_si512(); VECTORS];
+    if let Start::Row(starts) = start {
+        for (vector, starts) in row.iter_mut().zip(starts.as_chunks::<16>().0) {
+            // SAFETY: `starts` is 64 bytes.
+            *vector = unsafe { _mm512_loadu_si512(starts.as_ptr().cast()) };
+        }
+    }
+    let mut sums = [row; PIXELS];
     for tap in reads.taps {
         let sources: &[*const u8; PIXELS] = reads.sources[tap.sources].first_chunk().expect("a table is wide enough");
         let weights = &panel[tap.index * c4 * VECTORS..][..c4 * VECTORS];
@@ -102,10 +109,10 @@ unsafe fn accumulate<const PIXELS: usize, const VECTORS: usize, const SIGNED: bo
         }
     }
     for (out, sum) in tile.as_chunks_mut::<16>().0.iter_mut().zip(sums.as_flattened()) {
-        let sum = match add {
+        let sum = match start {
             // SAFETY: `out` is 64 bytes.
-            true => _mm512_add_epi32(unsafe { _mm512_loadu_si512(out.as_ptr().cast()) }, *sum),
-            false => *sum,
+            Start::Tile => _mm512_add_epi32(unsafe { _mm512_loadu_si512(out.as_ptr().cast()) }, *sum),
+            Start::Zero | Start::Row(_) => *sum,
         };
         // SAFETY: `out` is 64 bytes.
         unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), sum) };

@@ -47,6 +47,17 @@ pub(crate) struct Reads<'a> {
     pub along: Option<usize>,
 }
 
+/// What the sums of a tile start from.
+#[derive(Clone, Copy)]
+pub(crate) enum Start<'a> {
+    /// Nothing.
+    Zero,
+    /// What is in the tile.
+    Tile,
+    /// `[NR]` values, the same for every pixel.
+    Row(&'a [i32]),
+}
+
 /// The innermost loops of one instruction set.
 pub(crate) trait MicroKernel: Copy + Sync {
     /// Pixels of a tile.
@@ -56,7 +67,8 @@ pub(crate) trait MicroKernel: Copy + Sync {
     /// Whether a signed input is handled by biased weights, so that `128 · Σ input` is to be subtracted.
     const BIASED: bool;
 
-    /// Writes the products of `taps` over `c4` groups of four input channels to the tile `[MR][NR]`, or adds them to it.
+    /// Writes what the sums start from and the products of `taps` over `c4` groups of four input channels to the tile
+    /// `[MR][NR]`.
     /// `panel` is the panel's packed weights; a source's groups are `step` bytes apart.
     ///
     /// # Safety
@@ -64,7 +76,7 @@ pub(crate) trait MicroKernel: Copy + Sync {
     ///
     /// # Panics
     /// When the panel is too short for a tap's index, or the table for a tap's sources.
-    unsafe fn accumulate(self, tile: &mut [i32], add: bool, panel: &[Line], reads: Reads, c4: usize, step: usize);
+    unsafe fn accumulate(self, tile: &mut [i32], start: Start, panel: &[Line], reads: Reads, c4: usize, step: usize);
 }
 
 /// Scratch: a pixel of zeros, a padded copy of the input's end, and for signed input the sum of each pixel's channels with
@@ -280,7 +292,7 @@ impl Job<'_> {
             let weights = &self.packed[panel * self.panel_lines..][..self.panel_lines];
             let first = panel * K::NR;
             store.prepare(&pixels.out[..pixels.len], first, K::NR.min(target - first));
-            let mut from = start;
+            let (mut from, mut sums_from) = (start, Start::Zero);
             while from < end {
                 let to = (from + TABLES - 1).min(end);
                 if !single {
@@ -289,11 +301,11 @@ impl Job<'_> {
                 }
                 // SAFETY: sources point to a pixel's `c4 · 4` bytes inside the input, to its padded copy, or to zeros
                 // (see `gather`); the weights' panel has `taps · c4 · NR · 4` bytes.
-                unsafe { kernel.accumulate(sums, from > start, weights, gathered.reads(), self.c4, 4) };
+                unsafe { kernel.accumulate(sums, sums_from, weights, gathered.reads(), self.c4, 4) };
                 if !self.pixel_sums.is_empty() {
                     gathered.correct(sums, K::NR);
                 }
-                from = to;
+                (from, sums_from) = (to, Start::Tile);
             }
             // SAFETY: this tile's pixels and this panel's channels are this call's alone, as the caller promises.
             unsafe { store.store(sums, K::NR, &pixels.out[..pixels.len], first, K::NR.min(target - first)) };

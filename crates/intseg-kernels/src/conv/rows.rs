@@ -7,7 +7,7 @@
 //! copied with 128 added to every byte, padding included; each sum then holds 128 times the sum of its channel's weights,
 //! which it starts without.
 
-use super::gather::{MAX_MR, MAX_TAPS, MAX_TILE, MicroKernel, Reads, Sums, Tap, chunk_of};
+use super::gather::{MAX_MR, MAX_TAPS, MAX_TILE, MicroKernel, Reads, Start, Sums, Tap, chunk_of};
 use super::store::Store;
 use super::{Convolution, Direction, Input, Line};
 use crate::Context;
@@ -219,14 +219,14 @@ pub(crate) fn run<K: MicroKernel, S: Store>(
                     let reads = Reads { taps, sources: &sources, along: Some(lines.along) };
                     for (panel, weights) in packed.chunks_exact(panel_lines).enumerate() {
                         let channel = panel * K::NR;
-                        if flip != 0 {
-                            let starts = &starts[channel..][..K::NR];
-                            sums.chunks_exact_mut(K::NR).for_each(|sums| sums.copy_from_slice(starts));
-                        }
+                        let start = match flip {
+                            0 => Start::Zero,
+                            _ => Start::Row(&starts[channel..][..K::NR]),
+                        };
                         // SAFETY: a window lies in the padded copy, of which a row's last group may reach up to three
                         // bytes further, and a tile behind the last position: there are as many bytes. The panel has all
                         // taps' groups.
-                        unsafe { kernel.accumulate(sums, flip != 0, weights, reads, groups, 4) };
+                        unsafe { kernel.accumulate(sums, start, weights, reads, groups, 4) };
                         let channels = K::NR.min(target - channel);
                         let mut at = first;
                         while at < lines.len.min(first + K::MR) {

@@ -4,7 +4,7 @@
 //! they serve here too. For each tap, only output pixels whose source lies inside the image count; they are taken in
 //! blocks, in which input and error are interleaved four pixels at a time: `[pixels / 4][channel][4]`.
 
-use super::gather::{MAX_MR, MicroKernel, Reads, Tap};
+use super::gather::{MAX_MR, MicroKernel, Reads, Start, Tap};
 use super::receive::{Added, Learnt, Receive, Sum};
 use super::shared_taps::{AHEAD_WEIGHTS, Plan, RowKernel};
 use super::{Conv2d, Input, Line};
@@ -417,6 +417,7 @@ impl<'a> Block<'a> {
         let row_tiles = self.packed_rows / K::MR;
         let used_tiles = self.rows[1].div_ceil(K::MR);
         let panel_lines = PIXELS / 4 * K::NR * 4 / 64;
+        let start = if self.begun { Start::Tile } else { Start::Zero };
         for panel in 0..self.columns[1].div_ceil(K::NR) {
             let error = &self.error[panel * panel_lines..][..panel_lines];
             for row_tile in 0..used_tiles {
@@ -429,7 +430,7 @@ impl<'a> Block<'a> {
                 let reads = Reads { taps, sources, along: Some(4) };
                 // SAFETY: row `m` of every group lies in the packed input, `4 · packed_rows` bytes after that of the
                 // group before.
-                unsafe { kernel.accumulate(sums, self.begun, error, reads, groups, self.packed_rows * 4) };
+                unsafe { kernel.accumulate(sums, start, error, reads, groups, self.packed_rows * 4) };
             }
         }
         self.begun = true;
