@@ -117,14 +117,7 @@ impl<'a, T> Disjoint<'a, T> {
     /// Has the cache line of an element fetched, where there is one and the processor can be asked to.
     #[inline(always)]
     pub(crate) fn fetch(&self, at: usize) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: SSE is part of every x86-64, and an address that is only fetched may lie anywhere.
-        unsafe {
-            use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(self.start.wrapping_add(at).cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = at;
+        fetch_address(self.start.wrapping_add(at));
     }
 
     /// The elements `from..to`.
@@ -142,6 +135,24 @@ impl<'a, T> Disjoint<'a, T> {
         // SAFETY: inside the slice as just asserted, and disjoint from other pieces as the caller promises.
         unsafe { core::slice::from_raw_parts_mut(self.start.add(from), to - from) }
     }
+}
+
+/// Has the cache line of an element fetched, where there is one and the processor can be asked to.
+#[inline(always)]
+pub(crate) fn fetch<T>(slice: &[T], at: usize) {
+    fetch_address(slice.as_ptr().wrapping_add(at));
+}
+
+#[inline(always)]
+fn fetch_address<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of every x86-64, and an address that is only fetched may lie anywhere.
+    unsafe {
+        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 /// Apart from its caller, which would otherwise keep the numbers in memory for the message.

@@ -1,7 +1,9 @@
 //! Reuse of buffers between the steps of a training run.
 
 use crate::tensor::{Mantissas, Tensor};
+use intseg_kernels::Pool;
 use intseg_kernels::large_pages::prefer_large_pages;
+use intseg_kernels::pool::for_each_piece;
 use std::cell::RefCell;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -163,17 +165,20 @@ impl Buffers {
     }
 
     /// A copy of a tensor.
-    pub fn copy(&self, tensor: &Tensor) -> Tensor {
-        fn copied<T: Copy + Default>(shelf: &Shelf<T>, values: &[T]) -> Buffer<T> {
+    pub fn copy(&self, pool: &dyn Pool, tensor: &Tensor) -> Tensor {
+        fn copied<T: Copy + Default + Send + Sync>(pool: &dyn Pool, shelf: &Shelf<T>, values: &[T]) -> Buffer<T> {
+            const PIECE: usize = 1 << 16;
             let mut copy = shelf.take(values.len());
-            copy.copy_from_slice(values);
+            for_each_piece(pool, &mut copy, PIECE, |piece, copy, _| {
+                copy.copy_from_slice(&values[piece * PIECE..][..copy.len()]);
+            });
             copy
         }
         let mantissas = match &tensor.mantissas {
-            Mantissas::U8(m) => Mantissas::U8(copied(&self.u8, m)),
-            Mantissas::I8(m) => Mantissas::I8(copied(&self.i8, m)),
-            Mantissas::I16(m) => Mantissas::I16(copied(&self.i16, m)),
-            Mantissas::I32(m) => Mantissas::I32(copied(&self.i32, m)),
+            Mantissas::U8(m) => Mantissas::U8(copied(pool, &self.u8, m)),
+            Mantissas::I8(m) => Mantissas::I8(copied(pool, &self.i8, m)),
+            Mantissas::I16(m) => Mantissas::I16(copied(pool, &self.i16, m)),
+            Mantissas::I32(m) => Mantissas::I32(copied(pool, &self.i32, m)),
         };
         Tensor { mantissas, ..*tensor }
     }

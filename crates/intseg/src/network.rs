@@ -346,7 +346,7 @@ impl Network {
                     Tensor::i8(batch.shape(), IMAGE_EXPONENT, image)
                 }
                 Some(_) if !drops && matches!(node.op, OpSpec::Dropout { .. }) => {
-                    self.buffers.copy(&values[node.inputs[0].0])
+                    self.buffers.copy(recipe.kernels.pool, &values[node.inputs[0].0])
                 }
                 Some(operator) => {
                     let inputs: Vec<&Tensor> = node.inputs.iter().map(|id| &values[id.0]).collect();

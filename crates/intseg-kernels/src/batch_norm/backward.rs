@@ -5,7 +5,8 @@
 //! extreme errors on both sides, which the pass for the sums finds on the way: no pass looks for it.
 
 use super::forward::for_each_block;
-use super::{BLOCK, ChannelGroup, Join, Tile, for_each_tile, groups, partial_len, reduce, rows_of};
+use super::{BLOCK, ChannelGroup, Join, Tile, ahead, for_each_tile, groups, partial_len, reduce, rows_of};
+use crate::pool::fetch;
 use crate::pool::for_each_piece;
 use crate::vector::{Element, LANES, Lanes, Loop, Vector, load, store};
 use crate::{Context, Dither};
@@ -97,7 +98,7 @@ impl<E: Error> Loop for Sums<'_, E> {
     fn run<V: Vector>(self) {
         let Sums { part, operands, rows } = self;
         let Gradients { error, x_hat, channels, constants, relu } = *operands;
-        let row_len = constants.len() * LANES;
+        let (row_len, ahead) = (constants.len() * LANES, ahead(channels));
         let (zero, below) = (V::splat(0), V::splat(-1));
         for_each_block(
             rows,
@@ -118,8 +119,11 @@ impl<E: Error> Loop for Sums<'_, E> {
                         let [mut high, mut low, mut sum, mut positive, mut up, mut down, mut left_up, mut left_down] =
                             acc.map(|lanes| lanes.get::<V>());
                         for row in 0..rows {
-                            let e: V = load(error, at + row * channels, lanes);
-                            let x: V = load(x_hat, at + row * channels, lanes);
+                            let at = at + row * channels;
+                            fetch(error, at + ahead);
+                            fetch(x_hat, at + ahead);
+                            let e: V = load(error, at, lanes);
+                            let x: V = load(x_hat, at, lanes);
                             let e = if relu { e.keep(x.mul(gamma).add(beta).greater(zero)) } else { e };
                             sum = sum.add(e);
                             let product = e.mul(x);
@@ -207,6 +211,7 @@ impl<U: Error, E: Error> Loop for Rounded<'_, U, E> {
         let Gradients { error, x_hat, channels, constants, relu } = *operands;
         let (error, x_hat) = (&error[from..from + out.len()], &x_hat[from..from + out.len()]);
         let [zero, below, low, high] = [0, -1, -limit, limit].map(V::splat);
+        let ahead = ahead(channels);
         for_each_tile(
             0..out.len() / channels,
             channels,
@@ -218,6 +223,8 @@ impl<U: Error, E: Error> Loop for Rounded<'_, U, E> {
                 let [scale, right, left] = [&c.scale, &c.offset_positive, &c.offset_negative].map(Lanes::get::<V>);
                 for row in 0..rows {
                     let at = at + row * channels;
+                    fetch(error, at + ahead);
+                    fetch(x_hat, at + ahead);
                     let e: V = load(error, at, lanes);
                     let x: V = load(x_hat, at, lanes);
                     let e = if relu { e.keep(x.mul(gamma).add(beta).greater(zero)) } else { e };

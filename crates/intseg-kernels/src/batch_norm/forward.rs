@@ -1,8 +1,8 @@
 //! Statistics of a batch, and normalisation.
 
-use super::{BLOCK, FLUSH_ROWS, Join, Tile, for_each_tile, groups, partial_len, reduce, rows_of};
+use super::{BLOCK, FLUSH_ROWS, Join, Tile, ahead, for_each_tile, groups, partial_len, reduce, rows_of};
 use crate::Context;
-use crate::pool::{Disjoint, for_each_piece};
+use crate::pool::{Disjoint, fetch, for_each_piece};
 use crate::round::{bit_length, within};
 use crate::vector::{Element, LANES, Lanes, Loop, Vector, load, store};
 use core::ops::Range;
@@ -65,7 +65,7 @@ impl<T: Source> Loop for Ends<'_, T> {
     #[inline(always)]
     fn run<V: Vector>(self) {
         let Ends { part, y, channels, rows } = self;
-        let all = groups(channels);
+        let (all, ahead) = (groups(channels), ahead(channels));
         for_each_block(
             rows,
             all,
@@ -86,7 +86,9 @@ impl<T: Source> Loop for Ends<'_, T> {
                         let acc = &mut acc[group - first];
                         let [mut low, mut high, mut min, mut max] = acc.map(|lanes| lanes.get::<V>());
                         for row in 0..rows {
-                            let y: V = load(y, at + row * channels, lanes);
+                            let at = at + row * channels;
+                            fetch(y, at + ahead);
+                            let y: V = load(y, at, lanes);
                             low = low.add(y.and(V::splat(0xFFFF)));
                             high = high.add(y.shr(16));
                             (min, max) = (min.min(y), max.max(y));
@@ -160,7 +162,7 @@ impl<T: Source> Loop for Deviations<'_, T> {
     fn run<V: Vector>(self) {
         let Deviations { part, y, means_q8, rows } = self;
         let channels = means_q8.len();
-        let all = groups(channels);
+        let (all, ahead) = (groups(channels), ahead(channels));
         for_each_block(
             rows,
             all,
@@ -183,7 +185,9 @@ impl<T: Source> Loop for Deviations<'_, T> {
                         let [mut low, mut high, mut above] = acc.map(|lanes| lanes.get::<V>());
                         let floor: V = floors[group - first].get();
                         for row in 0..rows {
-                            let y: V = load(y, at + row * channels, lanes);
+                            let at = at + row * channels;
+                            fetch(y, at + ahead);
+                            let y: V = load(y, at, lanes);
                             // Exact in 32 unsigned bits.
                             let distance = y.max(floor).sub(y.min(floor));
                             low = low.add(distance.and(V::splat(0xFFFF)));
@@ -365,6 +369,7 @@ impl<T: Source, U: Target> Loop for Normalization<'_, T, U> {
         let Normalization { out, x_hat, y, channels, constants, rounding } = self;
         let Rounding { coarse, shift, low, high } = rounding;
         let [low, high] = [low, high].map(V::splat);
+        let ahead = ahead(channels);
         let limits = [-X_HAT_LIMIT >> coarse, X_HAT_LIMIT >> coarse].map(V::splat);
         for_each_tile(
             0..y.len() / channels,
@@ -378,6 +383,7 @@ impl<T: Source, U: Target> Loop for Normalization<'_, T, U> {
                 let [shift_each, gamma, beta] = [&c.shift, &c.gamma, &c.beta_q23].map(Lanes::get::<V>);
                 for row in 0..rows {
                     let at = at + row * channels;
+                    fetch(y, at + ahead);
                     let y: V = load(y, at, lanes);
                     let d = y.within(reach_low, reach_high).sub(centre).shr_each(pre_shift);
                     let x = d.mul(reciprocal).add(offset).shr_each(shift_each).within(limits[0], limits[1]).shl(coarse);

@@ -19,12 +19,16 @@ use core::ops::Range;
 
 /// Elements that one task handles, at least.
 const PIECE: usize = 1 << 15;
+/// The most tasks of a reduction for each thread.
+const TASKS: usize = 8;
 /// Rows between two flushes of 32-bit partial sums into 64 bits.
 const FLUSH_ROWS: usize = 256;
 /// Rows that share one load of a group's constants.
 const TILE_ROWS: usize = 4;
+/// Elements that are fetched ahead, at least.
+const AHEAD: usize = 1024;
 /// Groups whose partial sums are kept at hand together.
-const BLOCK: usize = 16;
+const BLOCK: usize = 32;
 
 /// Groups of channels.
 pub fn groups(channels: usize) -> usize {
@@ -34,6 +38,12 @@ pub fn groups(channels: usize) -> usize {
 /// Rows of `channels` elements that one task handles.
 fn rows_of(channels: usize) -> usize {
     (PIECE / channels).next_multiple_of(TILE_ROWS).max(2 * TILE_ROWS)
+}
+
+/// How many elements ahead of their use a loop over tiles fetches: the same channels of the next tile. Processors fetch
+/// what lies behind one address after the other by themselves, but not where several rows of several tensors take turns.
+fn ahead(channels: usize) -> usize {
+    (TILE_ROWS * channels).max(AHEAD)
 }
 
 /// A few rows of one group of channels.
@@ -101,7 +111,9 @@ fn reduce(
     channels: usize,
     visit: impl Fn(&mut [i64], Range<usize>) + Sync,
 ) {
-    let (threads, row, step) = (ctx.pool.threads(), groups(channels) * LANES, rows_of(channels));
+    let (threads, row) = (ctx.pool.threads(), groups(channels) * LANES);
+    // Adding a task's results of each channel to those of its thread takes as long as some rows do.
+    let step = rows_of(channels).max(rows.div_ceil(TASKS * threads).next_multiple_of(TILE_ROWS));
     let width = joins.len() * row;
     assert_eq!(partial.len(), threads * width, "partial results");
     for part in partial.chunks_exact_mut(width) {

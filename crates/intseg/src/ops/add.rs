@@ -74,7 +74,7 @@ impl Operator for Add {
         let last = wanted.iter().rposition(|&wanted| wanted);
         (0..inputs.len())
             .map(|k| match last {
-                Some(last) if k < last && wanted[k] => error.as_ref().map(|e| step.buffers.copy(e)),
+                Some(last) if k < last && wanted[k] => error.as_ref().map(|e| step.buffers.copy(step.kernels.pool, e)),
                 Some(last) if k == last => error.take(),
                 _ => None,
             })

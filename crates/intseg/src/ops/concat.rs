@@ -2,7 +2,13 @@
 
 use super::{Operator, Step};
 use crate::tensor::{Mantissas, Shape, Tensor};
+use intseg_kernels::Pool;
+use intseg_kernels::pool::for_each_piece;
 use intseg_kernels::round::half_even_i32;
+use std::ops::Range;
+
+/// Positions that one task handles.
+const PIXELS: usize = 64;
 
 /// A concatenation of a training graph.
 #[derive(Default)]
@@ -13,16 +19,24 @@ impl Operator for Concat {
         let channels: usize = inputs.iter().map(|input| input.shape.c).sum();
         let shape = inputs[0].shape.with_channels(channels);
         let exponent = inputs.iter().map(|input| input.exponent).max().unwrap_or(0);
-        let mut out = step.buffers.take_u8(shape.len());
+        let (ctx, mut out) = (step.kernels, step.buffers.take_u8(shape.len()));
         let mut first = 0;
         for input in inputs {
             let Mantissas::U8(values) = &input.mantissas else { unreachable!("concatenation reads activations") };
             let (c, shift) = (input.shape.c, ((exponent - input.exponent) as u32).min(31));
-            for (out, values) in out.chunks_exact_mut(channels).zip(values.chunks_exact(c)) {
-                for (out, &value) in out[first..first + c].iter_mut().zip(values) {
-                    *out = half_even_i32(value.into(), shift) as u8;
-                }
-            }
+            for_each_piece(ctx.pool, &mut out, PIXELS * channels, |piece, out, _| {
+                let values = &values[piece * PIXELS * c..];
+                ctx.isa.vectorize(
+                    #[inline(always)]
+                    || {
+                        for (out, values) in out.chunks_exact_mut(channels).zip(values.chunks_exact(c)) {
+                            for (out, &value) in out[first..first + c].iter_mut().zip(values) {
+                                *out = half_even_i32(value.into(), shift) as u8;
+                            }
+                        }
+                    },
+                );
+            });
             first += c;
         }
         Tensor::u8(shape, exponent, out)
@@ -44,12 +58,12 @@ impl Operator for Concat {
             match &error.mantissas {
                 Mantissas::I8(e) => {
                     let mut out = step.buffers.take_i8(shape.len());
-                    slice(&mut out, e, channels, range);
+                    slice(step.kernels.pool, &mut out, e, channels, range);
                     Tensor::i8(shape, error.exponent, out)
                 }
                 Mantissas::I16(e) => {
                     let mut out = step.buffers.take_i16(shape.len());
-                    slice(&mut out, e, channels, range);
+                    slice(step.kernels.pool, &mut out, e, channels, range);
                     Tensor::i16(shape, error.exponent, out)
                 }
                 other => unreachable!("errors have 8 or 16 bits, not {other:?}"),
@@ -62,10 +76,13 @@ impl Operator for Concat {
 }
 
 /// Copies a range of channels.
-fn slice<T: Copy>(out: &mut [T], values: &[T], channels: usize, range: std::ops::Range<usize>) {
-    for (out, values) in out.chunks_exact_mut(range.len()).zip(values.chunks_exact(channels)) {
-        out.copy_from_slice(&values[range.clone()]);
-    }
+fn slice<T: Copy + Send + Sync>(pool: &dyn Pool, out: &mut [T], values: &[T], channels: usize, range: Range<usize>) {
+    for_each_piece(pool, out, PIXELS * range.len(), |piece, out, _| {
+        let values = values[piece * PIXELS * channels..].chunks_exact(channels);
+        for (out, values) in out.chunks_exact_mut(range.len()).zip(values) {
+            out.copy_from_slice(&values[range.clone()]);
+        }
+    });
 }
 
 #[cfg(test)]
