@@ -11,7 +11,7 @@ use super::{Conv2d, Input, Line};
 use crate::bytes::as_u8;
 use crate::interleave::interleave;
 use crate::masters::WeightMasters;
-use crate::pool::Disjoint;
+use crate::pool::{Disjoint, fetch};
 use crate::sgd::Update;
 use crate::{Context, Dither, Isa, scalar};
 #[cfg(target_arch = "x86_64")]
@@ -20,6 +20,8 @@ use core::ops::Range;
 
 /// Pixels of a block, a multiple of 4.
 const PIXELS: usize = 384;
+/// Groups of four pixels that are fetched ahead: from one to the next lie all channels, of which a block takes some.
+const GROUPS_AHEAD: usize = 4;
 /// Channels of a block of input and of error. With the block's sums they fill half of a 1 MiB second-level cache.
 pub(super) const CHANNELS: usize = 256;
 /// Pixels after which i32 sums could wrap: `255 · 128 · 65 536 < 2^31`.
@@ -388,6 +390,12 @@ impl<'a> Block<'a> {
             #[inline(always)]
             || {
                 for group in 0..len.div_ceil(4) {
+                    let later = (group + GROUPS_AHEAD) * 4;
+                    for pixel in later..len.min(later + 4) {
+                        let [first, second] = [pixels.input[pixel] * c_in + row, pixels.error[pixel] * c_out + column];
+                        (0..rows).step_by(64).for_each(|at| fetch(input, first + at));
+                        (0..columns).step_by(64).for_each(|at| fetch(error, second + at));
+                    }
                     let count = (len - group * 4).min(4);
                     let out = &mut self.input[group * self.packed_rows * 4..][..rows * 4];
                     let at = |lane: usize| pixels.input[group * 4 + lane] * c_in + row;
