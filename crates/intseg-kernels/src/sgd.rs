@@ -220,14 +220,27 @@ fn update_one(mut master: impl Master, v: &mut i32, step: i64, c: &Constants, bi
 pub fn halve(ctx: Context, masters: WeightMasters, momentum: &mut [i32], [first, second]: [Dither; 2]) {
     assert_eq!(masters.steps.len(), momentum.len(), "lengths");
     masters.for_each_piece(ctx, |from, masters| {
-        for (i, (step, fraction)) in masters.each().enumerate() {
-            (*step, *fraction) = parted(stochastic_i32(joined(*step, *fraction), 1, first.at(from + i)));
-        }
+        ctx.isa.vectorize(
+            #[inline(always)]
+            || {
+                // A copy, which stays in registers.
+                let first = first;
+                for (i, (step, fraction)) in masters.each().enumerate() {
+                    (*step, *fraction) = parted(stochastic_i32(joined(*step, *fraction), 1, first.at(from + i)));
+                }
+            },
+        );
     });
     for_each_piece(ctx.pool, momentum, PIECE, |piece, momentum, _| {
-        for (i, value) in momentum.iter_mut().enumerate() {
-            *value = stochastic_i32(*value, 1, second.at(piece * PIECE + i));
-        }
+        ctx.isa.vectorize(
+            #[inline(always)]
+            || {
+                let second = second;
+                for (i, value) in momentum.iter_mut().enumerate() {
+                    *value = stochastic_i32(*value, 1, second.at(piece * PIECE + i));
+                }
+            },
+        );
     });
 }
 
@@ -239,9 +252,14 @@ pub fn average(ctx: Context, means: WeightMasters, steps: &[i8], fractions: &[i1
     assert!(means.steps.len() == steps.len() && steps.len() == fractions.len(), "lengths");
     means.for_each_piece(ctx, |from, means| {
         let values = steps[from..].iter().zip(&fractions[from..]);
-        for ((kept, rest), (&step, &fraction)) in means.each().zip(values) {
-            (*kept, *rest) = parted(mean(joined(*kept, *rest), joined(step, fraction), count));
-        }
+        ctx.isa.vectorize(
+            #[inline(always)]
+            || {
+                for ((kept, rest), (&step, &fraction)) in means.each().zip(values) {
+                    (*kept, *rest) = parted(mean(joined(*kept, *rest), joined(step, fraction), count));
+                }
+            },
+        );
     });
 }
 
