@@ -221,10 +221,9 @@ pub fn halve(ctx: Context, masters: WeightMasters, momentum: &mut [i32], [first,
     assert_eq!(masters.steps.len(), momentum.len(), "lengths");
     masters.for_each_piece(ctx, |from, masters| {
         ctx.isa.vectorize(
+            // A copy of the stream, which stays in registers.
             #[inline(always)]
-            || {
-                // A copy, which stays in registers.
-                let first = first;
+            move || {
                 for (i, (step, fraction)) in masters.each().enumerate() {
                     (*step, *fraction) = parted(stochastic_i32(joined(*step, *fraction), 1, first.at(from + i)));
                 }
@@ -234,8 +233,7 @@ pub fn halve(ctx: Context, masters: WeightMasters, momentum: &mut [i32], [first,
     for_each_piece(ctx.pool, momentum, PIECE, |piece, momentum, _| {
         ctx.isa.vectorize(
             #[inline(always)]
-            || {
-                let second = second;
+            move || {
                 for (i, value) in momentum.iter_mut().enumerate() {
                     *value = stochastic_i32(*value, 1, second.at(piece * PIECE + i));
                 }
