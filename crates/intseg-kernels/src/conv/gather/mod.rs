@@ -203,7 +203,7 @@ pub(crate) fn run<K: MicroKernel, S: Store>(
 /// Tiles of a task: enough tasks for balance, each long enough to be worth handing out. Where groups of panels make
 /// enough tasks, each has all tiles: weights are then read from memory once.
 pub(super) fn chunk_of(tiles: usize, groups: usize, threads: usize) -> usize {
-    tiles.div_ceil((threads * 24).div_ceil(groups)).max(4)
+    tiles.div_ceil((threads * 48).div_ceil(groups)).max(2)
 }
 
 impl Job<'_> {
