@@ -114,10 +114,10 @@ impl<'a, T> Disjoint<'a, T> {
         self.len
     }
 
-    /// Has the cache line of an element fetched, where there is one and the processor can be asked to.
+    /// As [`fetch_all`] for the elements `at..at + len`.
     #[inline(always)]
-    pub(crate) fn fetch(&self, at: usize) {
-        fetch_address(self.start.wrapping_add(at));
+    pub(crate) fn fetch(&self, at: usize, len: usize) {
+        fetch_lines(self.start.wrapping_add(at), len);
     }
 
     /// The elements `from..to`.
@@ -141,6 +141,17 @@ impl<'a, T> Disjoint<'a, T> {
 #[inline(always)]
 pub(crate) fn fetch<T>(slice: &[T], at: usize) {
     fetch_address(slice.as_ptr().wrapping_add(at));
+}
+
+/// As [`fetch`] for a slice, 64 bytes after 64.
+#[inline(always)]
+pub(crate) fn fetch_all<T>(slice: &[T]) {
+    fetch_lines(slice.as_ptr(), slice.len());
+}
+
+#[inline(always)]
+fn fetch_lines<T>(start: *const T, len: usize) {
+    (0..len).step_by((64 / size_of::<T>()).max(1)).for_each(|at| fetch_address(start.wrapping_add(at)));
 }
 
 #[inline(always)]

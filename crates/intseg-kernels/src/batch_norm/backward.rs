@@ -6,8 +6,7 @@
 
 use super::forward::for_each_block;
 use super::{BLOCK, ChannelGroup, Join, Tile, ahead, for_each_tile, groups, partial_len, reduce, rows_of};
-use crate::pool::fetch;
-use crate::pool::for_each_piece;
+use crate::pool::{fetch, for_each_piece};
 use crate::vector::{Element, LANES, Lanes, Loop, Vector, load, store};
 use crate::{Context, Dither};
 use core::ops::Range;

@@ -123,8 +123,8 @@ impl Receive for Learnt<'_> {
 
     #[inline(always)]
     fn expect(&self, at: usize, len: usize) {
-        (at..at + len).step_by(64).for_each(|at| self.steps.fetch(at));
-        (at..at + len).step_by(32).for_each(|at| self.fractions.fetch(at));
-        (at..at + len).step_by(16).for_each(|at| self.momenta.fetch(at));
+        self.steps.fetch(at, len);
+        self.fractions.fetch(at, len);
+        self.momenta.fetch(at, len);
     }
 }

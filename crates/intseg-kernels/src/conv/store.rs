@@ -5,7 +5,7 @@ use super::{Addend, Line, Output, OutputData, Requantizer};
 use crate::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::avx512vnni::requantize::{self, Narrow as Narrowed};
-use crate::pool::Disjoint;
+use crate::pool::{Disjoint, fetch_all};
 use crate::requantize::Contribution;
 use crate::round::{half_even_i32, half_even_i64, within};
 #[cfg(not(target_arch = "x86_64"))]
@@ -239,8 +239,8 @@ impl Addend<'_> {
     #[inline(always)]
     fn prefetch(&self, at: usize, len: usize) {
         match self.values {
-            Contribution::U8(values, _) => prefetch(&values[at..at + len]),
-            Contribution::I16(values, _) => prefetch(&values[at..at + len]),
+            Contribution::U8(values, _) => fetch_all(&values[at..at + len]),
+            Contribution::I16(values, _) => fetch_all(&values[at..at + len]),
             _ => {}
         }
     }
@@ -256,18 +256,6 @@ impl Addend<'_> {
         // Two parts of at most 15 bits and sign, shifted left by at most 14, add up to at most 2^30.
         half_even_i32((result << self.scale) + (value << left), self.shift).max(self.low).min(self.high)
     }
-}
-
-/// Begins to load a slice into the first-level cache.
-#[inline(always)]
-fn prefetch<T>(values: &[T]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in values.chunks((64 / size_of::<T>()).max(1)) {
-        // SAFETY: every x86-64 processor has the instruction, and it accesses no memory that the program could see.
-        unsafe { core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = values;
 }
 
 /// The arguments of [`Store::store`].

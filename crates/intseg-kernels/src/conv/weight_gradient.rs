@@ -11,7 +11,7 @@ use super::{Conv2d, Input, Line};
 use crate::bytes::as_u8;
 use crate::interleave::interleave;
 use crate::masters::WeightMasters;
-use crate::pool::{Disjoint, fetch};
+use crate::pool::{Disjoint, fetch_all};
 use crate::sgd::Update;
 use crate::{Context, Dither, Isa, scalar};
 #[cfg(target_arch = "x86_64")]
@@ -392,9 +392,8 @@ impl<'a> Block<'a> {
                 for group in 0..len.div_ceil(4) {
                     let later = (group + GROUPS_AHEAD) * 4;
                     for pixel in later..len.min(later + 4) {
-                        let [first, second] = [pixels.input[pixel] * c_in + row, pixels.error[pixel] * c_out + column];
-                        (0..rows).step_by(64).for_each(|at| fetch(input, first + at));
-                        (0..columns).step_by(64).for_each(|at| fetch(error, second + at));
+                        fetch_all(&input[pixels.input[pixel] * c_in + row..][..rows]);
+                        fetch_all(&error[pixels.error[pixel] * c_out + column..][..columns]);
                     }
                     let count = (len - group * 4).min(4);
                     let out = &mut self.input[group * self.packed_rows * 4..][..rows * 4];
